@@ -1,0 +1,101 @@
+"""Which weights a run uses: the embedded little world, a folder, or a hub id; and where their parts lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from runner.desk.faults import Fault
+from runner.desk.recipes import PACKAGE
+
+EMBEDDED = "embedded"
+EMBEDDED_FOLDER = PACKAGE / "embedded" / "weights"
+PARTS = ("vae", "text_encoder")
+WEIGHT_FILES = (".json", ".safetensors", ".ckpt", ".bin", ".model")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The weights of a run. `path` is an absolute folder, or a hub id, which nothing here can look into."""
+
+    path: str
+    label: str
+    embedded: bool = False
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder, None for a hub id."""
+        return Path(self.path) if os.path.isabs(self.path) else None
+
+
+def locate(name: str, revision: str | None) -> Checkpoint:
+    """What model.checkpoint means. A hub id needs a revision; anything else is a folder, there or not."""
+    if name == EMBEDDED:
+        return Checkpoint(
+            str(EMBEDDED_FOLDER), "embedded little world (trained weights that ship with the project)", embedded=True
+        )
+    folder = Path(name).expanduser()
+    if revision is not None and not folder.exists():
+        return Checkpoint(name, f"{name} at revision {revision} of the hub")
+    return Checkpoint(os.path.abspath(folder), f"checkpoint {os.path.abspath(folder)}")
+
+
+def faults(checkpoint: Checkpoint, architecture: str) -> list[Fault]:
+    """Why the weights cannot be used, as far as names of files and config.json tell."""
+    key, folder = "model.checkpoint", checkpoint.folder
+    if folder is None:
+        return []
+    if checkpoint.embedded and not folder.is_dir():
+        return [Fault(key, f"this installation lacks its weights, {folder}", EMBEDDED)]
+    if not folder.is_dir():
+        return [Fault(key, f"there is no folder {folder} (a hub id needs model.revision, too)")]
+    rules = import_module(f"runner.model.{architecture}.rules")
+    return [Fault(key, sentence) for sentence in rules.checkpoint_faults(folder)]
+
+
+def components(model: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, str], list[Fault]]:
+    """Where the VAE and the text encoder are, absolute folders or hub ids, and what is missing of them."""
+    rules = import_module(f"runner.model.{model['name']}.rules")
+    places = rules.components(model, checkpoint.folder)
+    found: dict[str, str] = {}
+    faults: list[Fault] = []
+    for part in PARTS:
+        place, named = places.get(part), model.get(part) is not None
+        if place is None and checkpoint.folder is not None:
+            faults.append(
+                Fault(f"model.{part}", f"neither in {checkpoint.path} nor beside it is a folder {part}: give one")
+            )
+        elif place is not None and os.path.isdir(os.path.expanduser(place)):
+            found[part] = os.path.abspath(os.path.expanduser(place))
+            if not os.path.isfile(os.path.join(found[part], "config.json")):
+                faults.append(Fault(f"model.{part}", f"{found[part]} has no config.json"))
+        elif place is not None and named and (os.path.isabs(os.path.expanduser(place)) or place.startswith(".")):
+            faults.append(Fault(f"model.{part}", "there is no such folder", place))
+        elif place is not None:
+            found[part] = place
+    return found, faults
+
+
+def weight_files(config: Mapping[str, Any]) -> dict[str, Path | str]:
+    """The weights of a resolved configuration: each file of the three parts, by a name that says nothing of places.
+
+    A hub id, with its revision, stands for itself.
+    """
+    model = config["model"]
+    found: dict[str, Path | str] = {}
+    for part, place in (
+        ("transformer", model["checkpoint"]),
+        ("vae", model["vae"]),
+        ("text_encoder", model["text_encoder"]),
+    ):
+        if place is None or not os.path.isabs(place):
+            found[part] = f"{place}@{model['revision']}"
+            continue
+        for file in sorted(Path(place).iterdir()):
+            if file.suffix in WEIGHT_FILES and file.is_file():
+                found[f"{part}/{file.name}"] = file
+    return found

@@ -1,0 +1,231 @@
+"""From what Hydra composed to one checked, resolved configuration: every fault at once, before torch is imported."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.desk import checkpoints
+from runner.desk.checkpoints import Checkpoint
+from runner.desk.faults import Fault, Refused, nearest, nearest_key, spell
+from runner.desk.precedence import DEFAULTS, MISSING, checkpoint_defaults, explicit, leaves
+from runner.desk.schema import AVAILABLE, Config, keys
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+    from pydantic_core import ErrorDetails
+
+# Folders and files: relative to the working folder when given, absolute in run.json.
+PATHS = ("output", "model.cache_dir", "quant.folder", "dump.from", "dump.folder", "sample.folder")
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A configuration that may run (resolved, paths absolute, prompts as lists), who set each key, and the weights."""
+
+    config: dict[str, Any]
+    origin: dict[str, str]
+    checkpoint: Checkpoint
+
+
+def check(composed: DictConfig, overrides: Sequence[str]) -> Checked:
+    """The checked form of what Hydra composed from `overrides`. Raises Refused with all faults, by their full keys."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    explicitly = explicit(overrides)
+    checkpoint = _checkpoint(composed)
+    wanted = checkpoint_defaults(checkpoint.folder) if checkpoint and checkpoint.folder else {}
+    taken = {key: value for key, value in wanted.items() if key not in explicitly}
+    merged = OmegaConf.create(OmegaConf.to_container(composed))
+    for key, value in taken.items():
+        OmegaConf.update(merged, key, value, merge=False)
+    try:
+        config: dict[str, Any] = OmegaConf.to_container(merged, resolve=True)  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        raise Refused(
+            [Fault(getattr(error, "full_key", None) or "configuration", str(error).splitlines()[0])]
+        ) from error
+    origin = {key: explicitly.setter(key) or ("checkpoint" if key in taken else "default") for key, _ in leaves(config)}
+
+    faults = _by_schema(config, explicitly.demanded)
+    wrong = {fault.key for fault in faults}
+    faults += [fault for fault in _later(config) if fault.key not in wrong]
+    wrong |= {fault.key for fault in faults}
+    faults += [fault for fault in _between(config, checkpoint, wrong) if fault.key not in wrong]
+    sources = {"recipe": "by the recipe", "checkpoint": f"by {checkpoint and checkpoint.path}/{DEFAULTS}"}
+    if faults:
+        raise Refused(_with_source(fault, sources.get(origin.get(fault.key, ""))) for fault in faults)
+
+    assert checkpoint is not None  # its absence is a fault
+    return Checked(config, origin, checkpoint)
+
+
+def _checkpoint(composed: DictConfig) -> Checkpoint | None:
+    """The checkpoint that is asked for, None while it is not known which."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        name, revision = (OmegaConf.select(composed, f"model.{key}") for key in ("checkpoint", "revision"))
+    except OmegaConfBaseException:
+        return None  # resolving the whole will say so
+    if not isinstance(name, str) or not name or not isinstance(revision, str | None):
+        return None
+    return checkpoints.locate(name, revision)
+
+
+def _by_schema(config: Mapping[str, Any], demanded: Sequence[str]) -> list[Fault]:
+    """What a key's own type says, and what must be given: where ??? stands, and what the recipe demands."""
+    from pydantic import ValidationError
+
+    missing = [*demanded, *(key for key, value in leaves(config) if value == MISSING)]
+    faults = [Fault(key, f"must be given: {key}=...") for key in missing]
+    try:
+        Config.model_validate(config)
+    except ValidationError as error:
+        faults += [_translate(detail) for detail in error.errors(include_url=False)]
+    unique = {fault.key: fault for fault in reversed(faults)}  # a missing value also fits no type: say the first alone
+    return [fault for fault in faults if unique[fault.key] is fault]
+
+
+def _translate(detail: ErrorDetails) -> Fault:
+    """pydantic's finding in this project's words."""
+    key, value, context = ".".join(map(str, detail["loc"])), detail["input"], detail.get("ctx", {})
+    kinds = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "list_type": "a list",
+        "dict_type": "keys and values",
+        "model_type": "a section of keys",
+        "string_too_short": "a text that is not empty",
+        "too_short": "a list that is not empty",
+        "string_pattern_mismatch": "letters, digits and . _ + - only",
+    }
+    bounds = {
+        "greater_than": "more than",
+        "less_than": "less than",
+        "greater_than_equal": "at least",
+        "less_than_equal": "at most",
+    }
+    kind = detail["type"]
+    if kind == "extra_forbidden":
+        return Fault(key, "there is no such key", meant=nearest_key(key, [*keys(), *Config.model_fields]))
+    if kind == "missing":
+        return Fault(key, "has no value, and needs one")
+    if kind == "literal_error":
+        choices = str(context["expected"]).replace("'", "")
+        names = choices.replace(" or ", ", ").split(", ")
+        return Fault(key, f"expected {choices}", value, nearest(str(value), names))
+    if kind in bounds:
+        return Fault(key, f"expected {bounds[kind]} {next(iter(context.values()))}", value)
+    if kind in kinds:
+        return Fault(key, f"expected {kinds[kind]}", value)
+    return Fault(key, detail["msg"], value)
+
+
+def _later(config: Mapping[str, Any]) -> Iterator[Fault]:
+    """Keys of features that are not there yet."""
+    for key, value in leaves(config):
+        if key in AVAILABLE and value not in AVAILABLE[key]:
+            there = " or ".join(map(spell, AVAILABLE[key]))
+            yield Fault(key, f"this feature is not there yet; the key must be {there}", value)
+
+
+def _between(config: dict[str, Any], checkpoint: Checkpoint | None, wrong: set[str]) -> Iterator[Fault]:
+    """Rules between keys, about files and of the model; what is `wrong` already is not judged again.
+
+    Resolves `config` in place: paths become absolute and prompts lists.
+    """
+
+    def good(*names: str) -> bool:
+        return not any(name in wrong or name.partition(".")[0] in wrong for name in names)
+
+    for key in filter(good, PATHS):
+        section, _, name = key.rpartition(".")
+        values = config[section] if section else config
+        if values.get(name) is not None:
+            values[name] = os.path.abspath(os.path.expanduser(values[name]))
+    yield from _prompts(config, good)
+    if good("dump.from") and (file := config["dump"]["from"]) is not None and not os.path.isfile(file):
+        yield Fault("dump.from", "there is no such file", file)
+    if good("sampler.sample_method"):
+        yield from _sample_method(config["sampler"]["sample_method"])
+    if good("hardware.device") and config["hardware"]["device"] == "cuda" and (reason := _no_cuda()):
+        yield Fault("hardware.device", reason, "cuda")
+    if not good("model", "model.name"):
+        return
+    model = config["model"]
+    rules = import_module(f"runner.model.{model['name']}.rules")
+    for name, sentence in rules.faults({name: value for name, value in model.items() if good(f"model.{name}")}):
+        yield Fault(f"model.{name}", sentence, model[name])
+    if checkpoint is None or not good("model.checkpoint"):
+        return
+    if found := checkpoints.faults(checkpoint, model["name"]):
+        yield from found
+        return
+    model["checkpoint"] = checkpoint.path
+    if good("model.vae", "model.text_encoder"):
+        places, found = checkpoints.components(model, checkpoint)
+        model |= places
+        yield from found
+
+
+def _prompts(config: dict[str, Any], good: Any) -> Iterator[Fault]:
+    if not good("prompts"):
+        return
+    prompts = config["prompts"]
+    for name in filter(lambda name: good(f"prompts.{name}"), ("text", "calibration")):
+        key, value = f"prompts.{name}", prompts.get(name)
+        if isinstance(value, str) and value.endswith(".txt"):
+            file = Path(value).expanduser()
+            try:
+                value = file.read_text(encoding="utf-8-sig").splitlines()
+            except UnicodeDecodeError as error:
+                yield Fault(key, f"{file} is not UTF-8 (byte {error.start})")
+            except OSError as error:
+                yield Fault(key, f"{file} cannot be read: {error.strerror}")
+            else:
+                prompts[name] = [line.strip() for line in value if line.strip()]
+                if not prompts[name]:
+                    yield Fault(key, f"{file} holds no prompt")
+        elif value is not None:
+            prompts[name] = [prompt.strip() for prompt in ([value] if isinstance(value, str) else value)]
+        elif name == "text":
+            yield Fault(
+                key,
+                "expected a prompt, a list of prompts or a .txt file: neither the model nor this checkpoint has any",
+            )
+        else:
+            prompts[name] = prompts["text"]
+
+
+def _sample_method(method: str) -> Iterator[Fault]:
+    from runner.sampler.methods import SAMPLE_METHODS
+
+    if method not in SAMPLE_METHODS:
+        expected = f"expected one of {', '.join(SAMPLE_METHODS)}"
+        yield Fault("sampler.sample_method", expected, method, nearest(method, SAMPLE_METHODS))
+
+
+def _no_cuda() -> str | None:
+    """Why this machine cannot run on CUDA, as far as that shows without torch."""
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return "this machine has no NVIDIA driver"
+    version = metadata.version("torch")
+    return f"the installed torch ({version}) is built for the CPU alone" if version.endswith("+cpu") else None
+
+
+def _with_source(fault: Fault, source: str | None) -> Fault:
+    return Fault(fault.key, f"{fault.expected} ({source})", fault.value, fault.meant) if source else fault

@@ -1,0 +1,9 @@
+"""The page of a run: `write(run_folder)` reads what the desk and the bench left there and puts report.html beside it.
+
+`read` turns a run folder into a `Run`, `page` a `Run` into words, tables and HTML. Neither needs torch or a network.
+"""
+
+from runner.desk.report.page import write
+from runner.desk.report.read import Run, read_run
+
+__all__ = ["Run", "read_run", "write"]

@@ -1,0 +1,318 @@
+"""A run folder as one value. What is missing or broken in it is said in `Run.gaps`, never raised: the page of a run
+that failed, or is still under way, is the page that somebody needs most."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+EXPORTS = ("quant_model_weight_*.safetensors*", "quant_model_description_*.json")
+FLOAT_WEIGHTS = "diffusion_pytorch_model*.safetensors"
+PICTURES = (".mp4", ".png")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A line of the plan and what became of it. `state`: done, reused, skipped, running, failed or waiting."""
+
+    name: str
+    state: str
+    reason: str
+    writes: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One prompt: its float and its changed clip as paths relative to the run folder, and its row of metrics.json."""
+
+    prompt: str
+    seed: int | None
+    reference: str | None
+    result: str | None
+    figures: Mapping[str, Any]
+
+    @property
+    def picture(self) -> str | None:
+        """Whatever there is to look at."""
+        return self.result or self.reference
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What quantization did to one linear layer, in decibels of its outputs and of its weights.
+
+    Infinite where there is no noise, None where none was measured. `why` is the pattern that kept it in float.
+    """
+
+    name: str
+    snr_db: float | None
+    weight_snr_db: float | None
+    shape: str
+    quantized: bool
+    why: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file, or a folder with what is in it: `size` in bytes and number of `files`, both over everything below."""
+
+    name: str
+    path: str
+    size: int
+    files: int
+    entries: Sequence["Entry"] | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a page says about a run.
+
+    Mappings are JSON as it was read: `summary` and `ledger` of sample/metrics.json, `measured` and `recorded` of
+    measurements/sample.json and measurements/dump.json.
+    """
+
+    folder: Path
+    name: str
+    created: str
+    command: Sequence[str]
+    config: Mapping[str, Any]
+    origin: Mapping[str, str]
+    checkpoint: Mapping[str, Any]
+    state: str
+    error: str | None
+    failed_stage: str | None
+    traceback: str | None
+    seconds: float | None
+    stages: Sequence[Stage]
+    clips: Sequence[Clip]
+    contact_sheet: str | None
+    contact_sheet_size: tuple[int, int] | None
+    summary: Mapping[str, Any]
+    ledger: Mapping[str, Any]
+    measured: Mapping[str, Any]
+    recorded: Mapping[str, Any]
+    layers: Sequence[Layer]
+    float_bytes: int | None
+    export_bytes: int | None
+    files: Entry
+    provenance: Mapping[str, Any]
+    gaps: Sequence[str]
+
+    @property
+    def arm(self) -> str | None:
+        """What the float reference is compared with ("W8A8"), None for a run that changes nothing."""
+        changes = [pick(self.config, "quant", "scheme"), pick(self.config, "cache", "policy")]
+        names = [str(change).upper() for change in changes if change not in (None, "none")]
+        return " + ".join(names) or None
+
+
+@dataclass
+class Reader:
+    """Reads JSON from a run folder and remembers what it could not read."""
+
+    folder: Path
+    gaps: list[str] = field(default_factory=list)
+
+    def mapping(self, path: str, expected: bool) -> dict[str, Any]:
+        value = self._json(path, expected)
+        return value if isinstance(value, dict) else {}
+
+    def rows(self, path: str, expected: bool) -> list[dict[str, Any]]:
+        value = self._json(path, expected)
+        return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+
+    def _json(self, path: str, expected: bool) -> Any:
+        try:
+            return json.loads((self.folder / path).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if expected:
+                self.gaps.append(f"{path} is not there.")
+        except (OSError, ValueError) as error:
+            self.gaps.append(f"{path} cannot be read: {error}.")
+        return None
+
+
+def read_run(folder: Path) -> Run:
+    """The run of a folder. Raises FileNotFoundError only where there is no such folder."""
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a run folder")
+    reader = Reader(folder)
+    run = reader.mapping("run.json", expected=True)
+    plan = reader.mapping("plan.json", expected=True)
+    status = reader.mapping("status.json", expected=False)
+    config = _mapping(run.get("config"))
+    done = status.get("state") == "done"
+    stages = _stages(reader, plan, status)
+    made = {stage.name for stage in stages if stage.state in ("done", "reused")}
+    quantized = pick(config, "quant", "scheme") not in (None, "none")
+    compared = quantized and pick(config, "sample", "compare") is not False
+    metrics = reader.mapping("sample/metrics.json", expected="sample" in made and compared)
+    sheet = folder / "sample" / "contact_sheet.png"
+    exports = [file for pattern in EXPORTS for file in sorted((folder / "quantize").glob(pattern))]
+    return Run(
+        folder=folder,
+        name=str(run.get("name") or folder.name),
+        created=str(run.get("created") or ""),
+        command=[str(word) for word in run.get("command") or ()],
+        config=config,
+        origin=_mapping(run.get("origin")),
+        checkpoint=_mapping(run.get("checkpoint")),
+        state=str(status.get("state") or "waiting"),
+        error=str(status["error"]) if status.get("error") else None,
+        failed_stage=str(status["stage"]) if status.get("state") == "failed" and status.get("stage") else None,
+        traceback=next((name for name in ("traceback.txt", "run.log") if (folder / name).is_file()), None),
+        seconds=number(status, "seconds"),
+        stages=stages,
+        clips=_clips(reader, metrics, quantized, done and "sample" in made),
+        contact_sheet="sample/contact_sheet.png" if sheet.is_file() else None,
+        contact_sheet_size=png_size(sheet),
+        summary=_mapping(metrics.get("summary")),
+        ledger=_mapping(metrics.get("ledger")),
+        measured=reader.mapping("measurements/sample.json", expected="sample" in made),
+        recorded=reader.mapping("measurements/dump.json", expected=False),
+        layers=_layers(reader.rows("quantize/layers.json", expected="quantize" in made)),
+        float_bytes=_float_bytes(_mapping(run.get("checkpoint")), _mapping(metrics.get("ledger"))),
+        export_bytes=sum(file.stat().st_size for file in exports) or None,
+        files=tree(folder),
+        provenance=reader.mapping("provenance.json", expected=True),
+        gaps=reader.gaps,
+    )
+
+
+def pick(mapping: Any, *keys: str) -> Any:
+    """mapping[k1][k2]..., or None where any of them is missing."""
+    for key in keys:
+        mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
+    return mapping
+
+
+def number(mapping: Any, *keys: str) -> float | None:
+    """`pick` where it is a finite number; the median where it is a spread of measurements; else None."""
+    value = pick(mapping, *keys)
+    if isinstance(value, Mapping):
+        value = value.get("median")
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+        return float(value)
+    return None
+
+
+def png_size(path: Path) -> tuple[int, int] | None:
+    """Width and height from a PNG's header, so that the page can keep its place before it has loaded."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(24)
+    except OSError:
+        return None
+    if len(head) < 24 or head[:8] != b"\x89PNG\r\n\x1a\n":
+        return None
+    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+
+
+def tree(folder: Path, root: Path | None = None) -> Entry:
+    """All files below a folder, folders first, each by name; links to elsewhere are listed and not followed."""
+    root = root or folder
+    entries = []
+    for path in sorted(folder.iterdir(), key=lambda p: (not p.is_dir(), p.name)):
+        if path.is_dir() and not path.is_symlink():
+            entries.append(tree(path, root))
+        elif path.name != "report.html" and not path.name.startswith("."):
+            size = path.lstat().st_size
+            entries.append(Entry(path.name, path.relative_to(root).as_posix(), size, files=1))
+    size, files = sum(entry.size for entry in entries), sum(entry.files for entry in entries)
+    return Entry(folder.name, folder.relative_to(root).as_posix(), size, files, entries)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _stages(reader: Reader, plan: Mapping[str, Any], status: Mapping[str, Any]) -> list[Stage]:
+    """The plan's lines; a stage before the one that status.json names is over, one after it has not begun."""
+    planned = [row for row in plan.get("stages") or () if isinstance(row, dict)]
+    names = [str(row.get("stage")) for row in planned]
+    state, current = status.get("state"), status.get("stage")
+    position = names.index(current) if current in names else (len(names) if state == "done" else 0)
+    stages = []
+    for place, (name, row) in enumerate(zip(names, planned, strict=True)):
+        over = {"reuse": "reused", "skip": "skipped"}.get(str(row.get("action")), "done")
+        if place < position or state == "done":
+            became = over
+        elif place == position and state in ("running", "failed"):
+            became = str(state)
+        else:
+            became = "skipped" if over == "skipped" else "waiting"
+        measured = reader.mapping(f"measurements/{name}.json", expected=False)
+        writes = row.get("writes") or ""
+        stages.append(
+            Stage(
+                name=name,
+                state=became,
+                reason=str(row.get("reason") or ""),
+                writes=", ".join(map(str, writes)) if isinstance(writes, list) else str(writes),
+                seconds=number(measured, "seconds"),
+            )
+        )
+    return stages
+
+
+def _clips(reader: Reader, metrics: Mapping[str, Any], quantized: bool, sampled: bool) -> list[Clip]:
+    """One clip for each prompt that sample made, or will make: dump's reference beside it, told by prompt and seed."""
+    references = {
+        (row.get("prompt"), row.get("seed")): _picture(reader.folder, "dump", row)
+        for row in reader.rows("dump/prompts.json", expected=False)
+        if "text" in (row.get("roles") or row.get("role") or ["text"])
+    }
+    figures = {row.get("index"): row for row in metrics.get("prompts") or () if isinstance(row, dict)}
+    clips = []
+    for place, row in enumerate(reader.rows("sample/prompts.json", expected=sampled)):
+        prompt, seed = row.get("prompt"), row.get("seed")
+        reference, made = references.get((prompt, seed)), _picture(reader.folder, "sample", row, place)
+        if not quantized:
+            reference, made = made or reference, None
+        clips.append(Clip(str(prompt), seed, reference, made, figures.get(row.get("index", place), {})))
+    if not clips:
+        clips = [Clip(str(prompt), seed, path, None, {}) for (prompt, seed), path in references.items()]
+    return clips
+
+
+def _picture(folder: Path, stage: str, row: Mapping[str, Any], place: int = 0) -> str | None:
+    name = row.get("folder") or f"prompt-{row.get('index', place):03d}"
+    paths = (f"{stage}/videos/{name}{suffix}" for suffix in PICTURES)
+    return next((path for path in paths if (folder / path).is_file()), None)
+
+
+def _layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
+    layers = []
+    for row in rows:
+        shape = row.get("shape") or ()
+        layers.append(
+            Layer(
+                name=str(row.get("layer") or row.get("name") or "?"),
+                snr_db=_decibel(row, "snr_db"),
+                weight_snr_db=_decibel(row, "weight_snr_db"),
+                shape=" × ".join(map(str, shape)) if isinstance(shape, (list, tuple)) else str(shape),
+                quantized=bool(row.get("quantized", True)),
+                why=str(row.get("why") or ""),
+            )
+        )
+    return layers
+
+
+def _decibel(row: Mapping[str, Any], key: str) -> float | None:
+    """JSON null stands for infinity here."""
+    return math.inf if key in row and row[key] is None and row.get("quantized", True) else number(row, key)
+
+
+def _float_bytes(checkpoint: Mapping[str, Any], ledger: Mapping[str, Any]) -> int | None:
+    """Size of the float transformer's weights: as recorded, or as found where the checkpoint still lies."""
+    recorded = number(ledger, "weight_bytes", "float")
+    if recorded is not None:
+        return int(recorded)
+    path = Path(str(checkpoint.get("path")))  # a hub id is not absolute: nothing here knows where its files are
+    try:
+        return sum(file.stat().st_size for file in path.glob(FLOAT_WEIGHTS)) or None if path.is_absolute() else None
+    except OSError:
+        return None

@@ -1,0 +1,121 @@
+"""What the desk says on the terminal: the list of recipes, the help, the plan."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.desk import recipes
+from runner.desk.faults import spell
+
+if TYPE_CHECKING:
+    from runner.desk.checkpoints import Checkpoint
+    from runner.desk.graph import PlannedStage
+
+USAGE = "usage: python -m runner [+recipe=NAME] [group=MEMBER ...] [key=value ...] [-m] [--cfg job]"
+
+HELP = """\
+{usage}
+
+Runs the stages dump, calibrate, quantize, search and sample, those that the configuration asks for, reuses what is
+stored already, and writes one folder with videos, weights, measurements and a page.
+
+examples
+  python -m runner +recipe=osp12_w8a8                                the main job, on weights that ship with the project
+  python -m runner +recipe=osp12_w8a8 model.checkpoint=FOLDER        the same on a released checkpoint
+  python -m runner +recipe=osp12_w8a8 show=plan                      what would run, and what is reused
+  python -m runner +recipe=osp12_w8a8 'prompts.text="a cat, asleep"' quotes inside quotes, for commas and brackets
+  python -m runner -m +recipe=osp12_w8a8 quant.observer=minmax,mse   one run for each value
+  python -m runner +recipe=osp12_w8a8 --cfg job                      the composed configuration; runs nothing
+
+A value comes from the command line, else the recipe, else the checkpoint's defaults.yaml, else the group's default.
+Exit status: 0 done, 1 a run failed, 2 a configuration was refused, 130 interrupted.
+
+recipes (+recipe=NAME; shipped ones and those of ./recipes)
+{recipes}
+
+groups (group=MEMBER)
+{groups}
+
+keys (key=value), with their defaults
+{keys}
+"""
+
+
+def recipe_list() -> str:
+    """What `python -m runner` says by itself: each recipe with a line."""
+    found = recipes.recipes()
+    width = max(map(len, found), default=0)
+    lines = [f"  {recipe.name:<{width}}  {recipe.purpose}" for recipe in found.values()]
+    return "\n".join([USAGE, "", "recipes:", *lines, "", "`python -m runner --help` lists groups, keys and examples."])
+
+
+def help_text() -> str:
+    """All that can be said on the command line, with what each key means and its default."""
+    from runner.desk.schema import keys
+
+    width = min(shutil.get_terminal_size((120, 40)).columns, 120)
+    defaults = _defaults()
+    found = recipes.recipes()
+    name_width = max(map(len, found), default=0)
+    groups = recipes.groups()
+    key_lines = []
+    for key, meaning in keys().items():
+        shown = textwrap.shorten(f"{key}={spell(defaults.get(key))}", 44, placeholder="...")
+        wrapped = textwrap.wrap(meaning, max(width - 48, 30)) or [""]
+        key_lines += [f"  {shown:<44}  {wrapped[0]}", *(f"  {'':<44}  {line}" for line in wrapped[1:])]
+    return HELP.format(
+        usage=USAGE,
+        recipes="\n".join(f"  {recipe.name:<{name_width}}  {recipe.purpose}" for recipe in found.values()),
+        groups="\n".join(f"  {group:<{name_width}}  {' '.join(members)}" for group, members in groups.items()),
+        keys="\n".join(key_lines),
+    )
+
+
+def show_plan(planned: Sequence[PlannedStage], checkpoint: Checkpoint, run: Path | None) -> None:
+    """Print which weights are used, where the run goes (None: nowhere, it is only shown), and the stages."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(f"weights  {checkpoint.label}", soft_wrap=True, markup=False)
+    if run is not None:
+        console.print(f"run      {run}", soft_wrap=True, markup=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("stage", "action", "why", "writes"):
+        table.add_column(name, overflow="fold")
+    table.add_column("forwards", justify="right")
+    styles = {"run": "", "reuse": "green", "skip": "dim"}
+    for row in planned:
+        action = "—" if row.action == "skip" else row.action
+        forwards = f"{row.forwards:,}" if row.action == "run" and row.forwards else ""
+        table.add_row(row.stage, action, row.reason, row.writes, forwards, style=styles[row.action])
+    console.print(table)
+
+
+def _defaults() -> dict[str, Any]:
+    """The value of each key without a recipe: config.yaml and the members that its defaults list names."""
+    import yaml
+
+    from runner.desk.precedence import leaves
+
+    def read(path: Path) -> dict[str, Any]:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+    conf = recipes.folder("conf")
+    root = read(conf / "config.yaml")
+    found = dict(leaves({key: value for key, value in root.items() if key not in ("defaults", "hydra")}))
+    for entry in root["defaults"]:
+        if isinstance(entry, Mapping) and not next(iter(entry)).startswith("override"):
+            group, member = next(iter(entry.items()))
+            path = conf / group / f"{member}.yaml"
+            everywhere = "@package _global_" in path.read_text(encoding="utf-8").splitlines()[0]
+            tree = read(path)
+            found |= leaves(tree if everywhere else {group: tree})
+    return found

@@ -1,0 +1,74 @@
+"""What a training stage keeps in its folder: a resumable state, written atomically, and a curve, one JSON line a row.
+
+Whatever is random in iteration i follows from (seed, i), so a state needs no generator and a resumed run repeats an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+class Journal:
+    """Files `<stage>.pt` and `<stage>.jsonl` in `folder`; counts wall and CPU minutes over all sessions of the stage."""
+
+    def __init__(self, folder: str | Path, stage: str) -> None:
+        self.folder, self.stage = Path(folder), stage
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._earlier = (0.0, 0.0)
+        self._start = (time.monotonic(), time.process_time())
+
+    def minutes(self) -> tuple[float, float]:
+        """Wall minutes and CPU minutes (of all cores together) so far."""
+        now = (time.monotonic(), time.process_time())
+        wall, cpu = (e + (n - s) / 60 for e, n, s in zip(self._earlier, now, self._start, strict=True))
+        return wall, cpu
+
+    def session(self) -> float:
+        """Wall minutes of this session."""
+        return (time.monotonic() - self._start[0]) / 60
+
+    def resume(self) -> dict[str, Any] | None:
+        """The state last saved, or None."""
+        path = self.folder / f"{self.stage}.pt"
+        if not path.exists():
+            return None
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        self._earlier = tuple(state["minutes"])
+        return state
+
+    def save(self, **state: Any) -> None:
+        """Replace the saved state in one step."""
+        path = self.folder / f"{self.stage}.pt"
+        torch.save({**state, "minutes": list(self.minutes())}, path.with_suffix(".new"))
+        os.replace(path.with_suffix(".new"), path)
+
+    def log(self, iteration: int, **row: float) -> None:
+        """Append a row to the curve and print it."""
+        wall, cpu = self.minutes()
+        line = {"stage": self.stage, "iteration": iteration, "wall_minutes": wall, "cpu_minutes": cpu, **row}
+        text = json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in line.items()})
+        print(text, flush=True)
+        with open(self.folder / f"{self.stage}.jsonl", "a") as file:
+            file.write(text + "\n")
+
+
+def random_of(seed: int, iteration: int) -> tuple[np.random.Generator, torch.Generator]:
+    """The generators of an iteration: numpy's for clips, torch's (on the CPU) for noise."""
+    rng = np.random.default_rng([seed, iteration])
+    return rng, torch.Generator().manual_seed(int(rng.integers(2**62)))
+
+
+def learning_rate(peak: float, iteration: int, total: int, warmup: int = 100) -> float:
+    """Linear warm-up, then a cosine down to 1 % of the peak."""
+    if iteration < warmup:
+        return peak * (iteration + 1) / warmup
+    done = (iteration - warmup) / max(total - warmup, 1)
+    return float(peak * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(done, 1.0)))))

@@ -1,0 +1,93 @@
+"""A judge without learning: which shape, color and motion does a clip of the little world show?
+
+It takes the brightness out of each pixel (backgrounds are neutral), finds the one hue that stands out, follows its
+blob through the frames and holds the four shapes against it. A clip in which no such blob is found shows "none".
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from runner.embedded.world import COLORS, RGB, SHAPES, SIZE, Attributes, coverage, parse
+
+NONE = Attributes("none", "none", "none")
+CHROMA = 0.14  # least color strength of an object
+AREA = (60, 1000)  # pixels in a frame
+SHIFT, GROWTH = 9.0, 1.35  # pixels and ratio of radii over the clip that count as motion
+OVERLAP = 0.72  # least overlap (intersection over union) with the best shape
+UNIT = {shape: float(coverage(shape, [32.0], [32.0], [16.0]).sum()) / 256 for shape in SHAPES}  # area at radius 1
+
+
+def _directions() -> NDArray:
+    chroma = np.array([RGB[name] for name in COLORS])
+    chroma -= chroma.mean(1, keepdims=True)
+    return chroma / np.linalg.norm(chroma, axis=1, keepdims=True)
+
+
+HUES = _directions()
+
+
+def _slope(values: NDArray) -> tuple[float, float]:
+    """Change over the whole clip of a line fitted to `values` [T], and the fit's root mean square residual."""
+    time = np.linspace(-0.5, 0.5, len(values))
+    rate = float(time @ values / (time @ time))
+    return rate, float(np.std(values - rate * time))
+
+
+def judge(frames: NDArray[np.uint8]) -> Attributes:
+    """Attributes of a clip, uint8 [T, 64, 64, 3] with T >= 2, each "none" where nothing fits; all "none" on noise."""
+    if frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3) or len(frames) < 2:
+        raise ValueError(f"the judge sees clips [T, {SIZE}, {SIZE}, 3], got {list(frames.shape)}")
+    image = frames.astype(np.float32) / 255
+    image -= image.mean(-1, keepdims=True)
+    strength = np.sqrt(np.einsum("thwc,thwc->thw", image, image))
+    strong = strength > CHROMA
+    if strong.sum() < AREA[0] * len(frames):
+        return NONE
+    mean = image[strong].mean(0)
+    length = float(np.linalg.norm(mean))
+    if length < 0.75 * float(strength[strong].mean()):  # the colors disagree
+        return NONE
+    nearest = HUES @ (mean / length)
+    color = COLORS[int(nearest.argmax())] if nearest.max() > 0.9 else "none"
+
+    along = image @ (mean / length)
+    core = float(np.median(along[strong]))
+    alpha = np.clip(along / core, 0, 1)
+    alpha[alpha < 0.25] = 0
+    area = alpha.sum((1, 2))
+    if area.min() < AREA[0] or area.max() > AREA[1]:
+        return NONE
+    grid = np.arange(SIZE, dtype=np.float32) + 0.5
+    x, y = alpha.sum(1) @ grid / area, alpha.sum(2) @ grid / area
+    (dx, rx), (dy, ry) = _slope(x), _slope(y)
+    if max(rx, ry) > 2.5:  # no steady path
+        return NONE
+
+    few = np.linspace(0, len(frames) - 1, min(len(frames), 6)).round().astype(int)
+    overlaps = []
+    for shape in SHAPES:
+        ideal = coverage(shape, x[few], y[few], np.sqrt(area[few] / UNIT[shape]))
+        both = np.minimum(ideal, alpha[few]).sum((1, 2))
+        overlaps.append(float(np.mean(both / np.maximum(ideal, alpha[few]).sum((1, 2)))))
+    if max(overlaps) < OVERLAP:
+        return NONE
+    return Attributes(SHAPES[int(np.argmax(overlaps))], color, _motion(dx, dy, np.sqrt(area)))
+
+
+def _motion(dx: float, dy: float, radius: NDArray) -> str:
+    far, near = (dx, dy) if abs(dx) > abs(dy) else (dy, dx)
+    growth = (radius.mean() + _slope(radius)[0] / 2) / max(radius.mean() - _slope(radius)[0] / 2, 1e-3)
+    grows, moves = growth > GROWTH, abs(far) > SHIFT
+    if moves and not grows and abs(near) < 0.5 * abs(far):
+        names = ("moving left", "moving right") if abs(dx) > abs(dy) else ("moving up", "moving down")
+        return names[far > 0]
+    if grows and not moves:
+        return "growing"
+    return "standing still" if not moves and not grows and growth > 1 / GROWTH else "none"
+
+
+def score(frames: NDArray[np.uint8], caption: str) -> float:
+    """Share of the three attributes named by `caption` that the clip shows: 0, 1/3, 2/3 or 1."""
+    return sum(a == b for a, b in zip(judge(frames), parse(caption), strict=True)) / 3

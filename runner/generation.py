@@ -1,0 +1,161 @@
+"""One call of a pipeline as an experiment needs it: seeded by prompt, timed by step, with latents and frames.
+
+Any diffusers pipeline with `callback_on_step_end` and `output_type` serves.
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from runner.hardware import Hardware
+from runner.media import save_clip
+from runner.model import apply_template
+
+
+@dataclass
+class Generation:
+    """latents [B,C,T,H,W] after the last step, frames uint8 [B,T,H,W,3], and the seconds of each step but the first
+    (which holds the text encoding), of decoding, and of all."""
+
+    latents: Tensor
+    frames: Tensor
+    step_seconds: list[float] = field(default_factory=list)
+    decode_seconds: float = 0.0
+    seconds: float = 0.0
+
+
+def forwards(pipeline: Any, num_sampling_steps: int) -> int:
+    """How many times the solver evaluates the model in one generation (Heun's and PNDM's more often than steps)."""
+    pipeline.scheduler.set_timesteps(num_sampling_steps)
+    return len(pipeline.scheduler.timesteps)
+
+
+def generate(
+    pipeline: Any,
+    config: Mapping[str, Any],
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    hardware: Hardware,
+    on_step: Callable[[], None] = lambda: None,
+) -> Generation:
+    """Generate one clip for each prompt, each from noise of its own seed, in one batch."""
+    model, sampler = config["model"], config["sampler"]
+    # Noise is drawn on the host, so that one seed gives the same noise on every device.
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+    times: list[float] = []
+    last: dict[str, Tensor] = {}
+
+    def end_of_step(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        hardware.synchronize()
+        times.append(time.perf_counter())
+        last["latents"] = tensors["latents"]
+        on_step()
+        return tensors
+
+    arguments: dict[str, Any] = {
+        "prompt": [apply_template(model, prompt) for prompt in prompts],
+        "negative_prompt": [model["negative_prompt"]] * len(prompts),
+        "num_frames": model["num_frames"],
+        "height": model["height"],
+        "width": model["width"],
+        "num_inference_steps": sampler["num_sampling_steps"],
+        "guidance_scale": sampler["guidance_scale"],
+        "guidance_batch": sampler["guidance_batch"],
+        "max_sequence_length": model["max_sequence_length"],
+        "clean_caption": model["clean_caption"],
+        "generator": generators if len(generators) > 1 else generators[0],
+        "output_type": "np",
+        "callback_on_step_end": end_of_step,
+    }
+    known = inspect.signature(pipeline.__call__).parameters
+    hardware.synchronize()
+    start = time.perf_counter()
+    with torch.inference_mode():
+        output = pipeline(**{name: value for name, value in arguments.items() if name in known})
+    hardware.synchronize()
+    end = time.perf_counter()
+    return Generation(
+        latents=last["latents"].cpu(),
+        frames=torch.as_tensor(output.frames if hasattr(output, "frames") else output[0]),
+        step_seconds=[b - a for a, b in zip(times, times[1:], strict=False)],
+        decode_seconds=end - times[-1],
+        seconds=end - start,
+    )
+
+
+class Clock:
+    """Collects the times of generations: seconds a clip end to end, a denoising step, and decoding."""
+
+    def __init__(self) -> None:
+        self._clips: list[float] = []
+        self._steps: list[float] = []
+        self._decodes: list[float] = []
+
+    def add(self, generation: Generation, clips: int) -> None:
+        self._clips.append(generation.seconds / clips)
+        self._steps += generation.step_seconds
+        self._decodes.append(generation.decode_seconds / clips)
+
+    def summary(self) -> dict[str, Any]:
+        """Medians with quartiles; steps are seconds a step of one batch, the others seconds a clip."""
+        return {
+            "clip_seconds": spread(self._clips),
+            "step_seconds": spread(self._steps),
+            "decode_seconds": spread(self._decodes),
+        }
+
+
+def spread(values: Sequence[float]) -> dict[str, float | int]:
+    """Median, quartiles and count of some measurements ({} of none)."""
+    if not values:
+        return {}
+    q25, q50, q75 = torch.tensor(values, dtype=torch.float64).quantile(
+        torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    )
+    return {"median": float(q50), "p25": float(q25), "p75": float(q75), "n": len(values)}
+
+
+def save_part(generation: Generation, row: int, folder: Path, video: Path | None, fps: int) -> None:
+    """Write clip `row` of a batch: latents and frames into `folder`, and the clip to watch at `video` (plus suffix)."""
+    save_file({"latents": generation.latents[row : row + 1].contiguous()}, folder / "latents.safetensors")
+    frames = generation.frames[row].contiguous()
+    save_file({"frames": frames}, folder / "frames.safetensors")
+    if video is not None:
+        video.parent.mkdir(parents=True, exist_ok=True)
+        save_clip(frames.numpy(), video, fps)
+
+
+def race(
+    reference: nn.Module, other: nn.Module, call: dict[str, Tensor], hardware: Hardware, warmup: int, repeats: int
+) -> dict[str, Any]:
+    """Time one step of two transformers on the same call, in turn: seconds of each, and the ratio pair by pair.
+
+    A ratio above 1 says that `other` is the faster one. "relative_error" of their outputs stands beside it: a speed
+    counts only for two models that compute the same.
+    """
+    times: dict[str, list[float]] = {"float": [], "quantized": []}
+    outputs: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for turn in range(warmup + repeats):
+            for name, model in (("float", reference), ("quantized", other)):
+                hardware.synchronize()
+                start = time.perf_counter()
+                outputs[name] = model(**call, return_dict=False)[0]
+                hardware.synchronize()
+                if turn >= warmup:
+                    times[name].append(time.perf_counter() - start)
+    ratios = spread([a / b for a, b in zip(times["float"], times["quantized"], strict=True)])
+    wanted, got = outputs["float"].float(), outputs["quantized"].float()
+    return {
+        "step_seconds": {name: spread(values) for name, values in times.items()} | {"ratio": ratios},
+        "relative_error": float((got - wanted).norm() / wanted.norm()),
+    }

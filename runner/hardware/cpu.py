@@ -1,0 +1,48 @@
+"""The host processor. Memory is the resident set of the whole process, as the kernel counts it."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+from pathlib import Path
+
+import torch
+
+DEVICE = "cpu"
+
+
+def available() -> str | None:
+    return None
+
+
+def synchronize() -> None:
+    """CPU work is synchronous."""
+
+
+def reset_peak_memory() -> None:
+    """Reset the kernel's high-water mark, after the C allocator has given back what it holds unused."""
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:  # not Linux, or not allowed: the mark then covers the whole process
+        pass
+
+
+def peak_memory() -> int:
+    """Peak resident set since the last reset, bytes (0 where the system does not tell)."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM:")), 0)
+
+
+def describe() -> dict[str, str | int]:
+    model = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
+    except OSError:
+        pass
+    return {"device": model, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}

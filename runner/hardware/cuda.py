@@ -1,0 +1,30 @@
+"""NVIDIA GPUs through torch.cuda."""
+
+from __future__ import annotations
+
+import torch
+
+DEVICE = "cuda"
+
+
+def available() -> str | None:
+    return None if torch.cuda.is_available() else "this torch sees no CUDA device"
+
+
+def synchronize() -> None:
+    torch.cuda.synchronize()
+
+
+def reset_peak_memory() -> None:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory() -> int:
+    """Peak of tensor memory since the last reset, bytes."""
+    return torch.cuda.max_memory_allocated()
+
+
+def describe() -> dict[str, str | int]:
+    properties = torch.cuda.get_device_properties(0)
+    return {"device": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda or ""}

@@ -1,0 +1,76 @@
+"""What Open-Sora-Plan v1.2 allows and where its parts lie. No torch here: the desk asks before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+CLASS_NAMES = (
+    "OpenSoraT2V",
+    "OSP12Transformer",
+)  # what config.json may call the transformer: the release, this project
+AUTOENCODERS = ("CausalVAEModel_D4_4x8x8",)
+TEMPLATES = ("plain", "unwatermarked")
+TEXT_ENCODER = "google/mt5-xxl"  # the release does not ship its text encoder
+TIME_FACTOR = 4  # frames a latent frame holds, after the first, which stands alone
+SIDE_FACTOR = 16  # pixels a token spans: 8 by the VAE, 2 by the patches
+MAX_SEQUENCE_LENGTH = 512  # tokens of text that the model was trained with
+WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
+
+
+def faults(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(key, sentence) for each value of the model section that cannot work; a missing key is not judged."""
+    frames = model.get("num_frames")
+    if frames is not None and frames % TIME_FACTOR != 1:
+        below = max(1, (frames - 1) // TIME_FACTOR * TIME_FACTOR + 1)
+        yield "num_frames", f"expected {TIME_FACTOR}n+1 frames, the nearest are {below} and {below + TIME_FACTOR}"
+    for key in ("height", "width"):
+        side = model.get(key)
+        if side is not None and side % SIDE_FACTOR:
+            below = max(SIDE_FACTOR, side // SIDE_FACTOR * SIDE_FACTOR)
+            yield key, f"expected a multiple of {SIDE_FACTOR} pixels, the nearest are {below} and {below + SIDE_FACTOR}"
+    if model.get("max_sequence_length", 0) > MAX_SEQUENCE_LENGTH:
+        yield "max_sequence_length", f"expected at most {MAX_SEQUENCE_LENGTH} tokens, which the model was trained with"
+    if model.get("ae", AUTOENCODERS[0]) not in AUTOENCODERS:
+        yield "ae", f"expected {AUTOENCODERS[0]}, the only autoencoder of this model"
+    if model.get("model_type", "dit") != "dit":
+        yield "model_type", "expected dit, the only type of this model"
+    template = model.get("template")
+    if template is not None and template not in TEMPLATES and template.count("{}") != 1:
+        yield "template", "expected plain, unwatermarked, or a text of your own with {} where the prompt goes"
+
+
+def checkpoint_faults(folder: Path) -> Iterator[str]:
+    """Why `folder` is no transformer checkpoint of this model, in sentences; none if it is one as far as names tell."""
+    config = folder / "config.json"
+    if not config.is_file():
+        yield f"{folder} has no config.json: expected the folder that holds the transformer's config.json and weights"
+        return
+    try:
+        class_name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", CLASS_NAMES[0])
+    except (ValueError, AttributeError) as error:
+        yield f"{config} is not a JSON object: {error}"
+        return
+    if class_name not in CLASS_NAMES:
+        yield f"{config} describes a {class_name}: expected {' or '.join(CLASS_NAMES)}"
+    if not any((folder / name).is_file() for name in WEIGHTS):
+        yield f"{folder} has no weights: expected {' or '.join(WEIGHTS)}"
+
+
+def components(model: Mapping[str, Any], folder: Path | None) -> dict[str, str]:
+    """Where the VAE and the text encoder of a model section are, as the loader wants them: folders or hub ids.
+
+    What the section leaves null is looked for inside the checkpoint's `folder`, then beside it (the layout of the
+    release); the text encoder falls back to its hub id. None as `folder` is a checkpoint that is on the hub only.
+    """
+    found: dict[str, str] = {}
+    for part in ("vae", "text_encoder"):
+        if model.get(part) is not None:
+            found[part] = model[part]
+        elif folder is not None:
+            places = [place for place in (folder / part, folder.parent / part) if (place / "config.json").is_file()]
+            if places:
+                found[part] = str(places[0])
+    return {"text_encoder": TEXT_ENCODER, **found}

@@ -1,0 +1,91 @@
+"""What quantization cost each layer: signal-to-noise ratios on recorded calls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from runner.quant.linear import W8A8Linear
+
+
+@dataclass(frozen=True)
+class LayerQuality:
+    """One quantized linear against its float original.
+
+    snr_db: 10 log10(sum y^2 / sum (yq - y)^2) of its outputs, both fed the recorded float input, so that the noise is
+    this layer's own and not what earlier layers pass on. weight_snr_db: the same of its weights. Both are infinite
+    where there is no noise. shape: (N, K); calls, rows: how often it ran, on how many input rows in all.
+    """
+
+    layer: str
+    snr_db: float
+    weight_snr_db: float
+    shape: tuple[int, int]
+    calls: int
+    rows: int
+
+
+@torch.no_grad()
+def snr_by_layer(
+    float_model: nn.Module, quantized_layers: Mapping[str, W8A8Linear], calls: Iterable[Mapping[str, Any]]
+) -> list[LayerQuality]:
+    """Replay `calls` (keyword arguments) through the float model and compare each layer on the way, worst first.
+
+    No activation is kept. A layer that no call reaches raises ValueError: it would have no figure.
+    """
+    linears = {name: cast(nn.Linear, float_model.get_submodule(name)) for name in quantized_layers}
+    device = next(float_model.parameters()).device
+    sums = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in linears}
+    counts = {name: [0, 0] for name in linears}
+
+    def compare(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            noise = quantized_layers[name](args[0]).float() - output.float()
+            sums[name] += torch.stack([_energy(output), _energy(noise)])
+            counts[name][0] += 1
+            counts[name][1] += output.numel() // output.shape[-1]
+
+        return hook
+
+    hooks = [linear.register_forward_hook(compare(name)) for name, linear in linears.items()]
+    try:
+        for call in calls:
+            float_model(**{key: x.to(device) if isinstance(x, Tensor) else x for key, x in call.items()})
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if unseen := [name for name, (n, _) in counts.items() if n == 0]:
+        raise ValueError(f"no recorded call reaches {', '.join(unseen[:8])}")
+    result = [
+        LayerQuality(
+            layer=name,
+            snr_db=_decibel(*sums[name].tolist()),
+            weight_snr_db=weight_snr(linears[name].weight, layer.dequantized_weight()),
+            shape=(layer.out_features, layer.in_features),
+            calls=counts[name][0],
+            rows=counts[name][1],
+        )
+        for name, layer in quantized_layers.items()
+    ]
+    return sorted(result, key=lambda quality: quality.snr_db)
+
+
+def weight_snr(weight: Tensor, quantized: Tensor) -> float:
+    """10 log10(sum W^2 / sum (Wq - W)^2), decibels; infinite where they are equal."""
+    weight = weight.detach().float()
+    return _decibel(float(_energy(weight)), float(_energy(quantized.to(weight.device) - weight)))
+
+
+def _energy(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=torch.float32).double().square()
+
+
+def _decibel(signal: float, noise: float) -> float:
+    if noise == 0:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal > 0 else -math.inf

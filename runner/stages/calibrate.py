@@ -1,0 +1,26 @@
+"""calibrate: turn the recorded statistics into one input range for each layer that is to be quantized."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from runner.model import skeleton
+from runner.quant.layers import select
+from runner.quant.observers import observe
+from runner.recording import Recording
+from runner.worker import Context
+
+
+def run(context: Context, draft: Path) -> None:
+    quant = context.config["quant"]
+    selection = select(skeleton(context.config["model"]), quant["include"], quant["exclude"])
+    statistics = Recording(context.artifacts["dump"]).statistics()
+    with context.progress(len(selection.quantized)) as ticker:
+        layers = {}
+        for name in selection.quantized:
+            layers[name] = asdict(observe(quant["observer"], statistics[name], quant["percentile"]))
+            ticker.advance()
+    ranges = {"observer": quant["observer"], "layers": layers, "kept_float": selection.kept_float}
+    (draft / "ranges.json").write_text(json.dumps(ranges, indent=2))

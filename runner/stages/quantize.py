@@ -1,0 +1,69 @@
+"""quantize: write the integer weights in the format that the field's runtimes load, and say what it cost each layer.
+
+The error is measured on recorded calls, from the files just written: what is reported is what was exported.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runner.model import skeleton
+from runner.progress import Ticker
+from runner.quant import export, scheme
+from runner.quant.observers import Range
+from runner.quant.quality import snr_by_layer
+from runner.recording import Recording
+from runner.worker import Context
+
+# Calls of each calibration prompt that the signal-to-noise ratios are measured on, spread evenly over its steps.
+CALLS = 4
+
+
+def run(context: Context, draft: Path) -> None:
+    config = context.config
+    calibrated = json.loads((context.artifacts["calibrate"] / "ranges.json").read_text())
+    ranges = {name: Range(**ends) for name, ends in calibrated["layers"].items()}
+    method = scheme(config["quant"]["scheme"])
+    transformer = context.pipeline().transformer
+    export.save(draft, *method.quantize(transformer, ranges, list(ranges)))
+    if folder := config["quant"]["folder"]:
+        shutil.copytree(draft, folder, dirs_exist_ok=True)
+
+    fresh = method.apply(skeleton(config["model"]), *export.load(draft)).to(transformer.device)
+    quantized = {name: fresh.get_submodule(name) for name in ranges}
+    recording = Recording(context.artifacts["dump"])
+    parts = recording.parts("calibration")
+    total = sum(len(list((part / "calls").iterdir())) for part in parts)
+    stride = max(1, total // len(parts) // CALLS)
+    calls = [
+        {name: tensor.to(transformer.device) for name, tensor in call.items()}
+        for part in parts
+        for call in itertools.islice(recording.calls(part), 0, None, stride)
+    ]
+    with context.progress(len(calls)) as ticker, torch.inference_mode():
+        quality = snr_by_layer(transformer, quantized, _ticking(calls, ticker))
+    kept = [{"layer": name, "quantized": False, "why": why} for name, why in calibrated["kept_float"].items()]
+    layers = [_plain(asdict(layer)) | {"quantized": True} for layer in quality] + kept
+    (draft / "layers.json").write_text(json.dumps(layers, indent=2))
+
+
+def _plain(row: dict[str, Any]) -> dict[str, Any]:
+    """JSON knows no infinity: a layer without noise has null decibels."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+    }
+
+
+def _ticking(calls: Iterable[dict[str, Any]], ticker: Ticker) -> Iterator[dict[str, Any]]:
+    for call in calls:
+        yield call
+        ticker.advance()

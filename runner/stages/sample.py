@@ -1,0 +1,125 @@
+"""sample: generate with what the earlier stages made, from their files, and compare with the float reference.
+
+First the configuration under test alone, for its own latency and memory; then single steps of both models in turn, for
+an honest ratio; then the comparison, clip by clip.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from runner.generation import Clock, forwards, generate, race, save_part
+from runner.media import contact_sheet
+from runner.metrics.compare import Clip, compare
+from runner.model import load_pipeline, load_transformer, skeleton
+from runner.quant import export, scheme
+from runner.quant.ledger import count
+from runner.recording import Recording
+from runner.worker import Context
+
+SHEET_ROWS = 8  # clips on the contact sheet
+
+
+def run(context: Context, draft: Path) -> None:
+    config = context.config
+    quantized = config["quant"]["scheme"] != "none"
+    pipeline = _quantized_pipeline(context) if quantized else context.pipeline()
+    _generate(context, pipeline, draft)
+
+    metrics: dict[str, Any] = {}
+    if quantized:
+        recording = Recording(context.artifacts["dump"])
+        call = next(recording.calls(recording.parts("calibration")[0]))
+        call = {name: tensor.to(pipeline.transformer.device) for name, tensor in call.items()}
+        ledger = count(pipeline.transformer, call)
+        metrics["ledger"] = asdict(ledger) | {"int8_share": ledger.int8_share}
+        if config["timing"]["repeats"]:
+            float_transformer = load_transformer(config["model"], context.hardware.DEVICE)
+            context.measurements |= race(
+                float_transformer, pipeline.transformer, call, context.hardware, **config["timing"]
+            )
+    if config["sample"]["compare"]:
+        references = Recording(context.artifacts["dump"]).parts("text")
+        metrics |= compare(map(_clip, references), map(_clip, _parts(draft)), _prompts(config), _judge(config))
+        if config["sample"]["save"]:
+            rows = zip(_prompts(config), references, _parts(draft), strict=True)
+            contact_sheet(_rows(list(rows)[:SHEET_ROWS]), draft / "contact_sheet.png")
+    (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
+    if config["sample"]["save"] and config["sample"]["folder"]:
+        shutil.copytree(draft / "videos", config["sample"]["folder"], dirs_exist_ok=True)
+
+
+def _quantized_pipeline(context: Context) -> Any:
+    """The pipeline around a transformer that comes from the exported files and never was in float."""
+    config = context.config
+    context.bench.release()
+    tensors, description = export.load(context.artifacts["quantize"])
+    transformer = scheme(config["quant"]["scheme"]).apply(skeleton(config["model"]), tensors, description)
+    return load_pipeline(config["model"], config["sampler"]["sample_method"], context.hardware.DEVICE, transformer)
+
+
+def _prompts(config: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"index": index, "prompt": prompt, "seed": config["seed"] + index, "folder": f"prompt-{index:03d}"}
+        for index, prompt in enumerate(config["prompts"]["text"])
+    ]
+
+
+def _parts(draft: Path) -> list[Path]:
+    return sorted(path for path in draft.glob("prompt-*") if path.suffix != ".part")
+
+
+def _generate(context: Context, pipeline: Any, draft: Path) -> None:
+    """Generate every prompt that a run cut short has not finished yet."""
+    config, prompts, clock = context.config, _prompts(context.config), Clock()
+    size = config["model"]["batch_size"]
+    batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
+    todo = [batch for batch in batches if not all((draft / p["folder"]).exists() for p in batch)]
+    context.hardware.reset_peak_memory()
+    with context.progress(len(todo) * forwards(pipeline, config["sampler"]["num_sampling_steps"])) as ticker:
+        for batch in todo:
+            generation = generate(
+                pipeline,
+                config,
+                [p["prompt"] for p in batch],
+                [p["seed"] for p in batch],
+                context.hardware,
+                ticker.advance,
+            )
+            clock.add(generation, len(batch))
+            for row, prompt in enumerate(batch):
+                folder = draft / f"{prompt['folder']}.part"
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                video = draft / "videos" / prompt["folder"] if config["sample"]["save"] else None
+                save_part(generation, row, folder, video, config["model"]["fps"])
+                os.replace(folder, draft / prompt["folder"])
+    (draft / "prompts.json").write_text(json.dumps(prompts, indent=2))
+    context.measurements |= {"generation": clock.summary(), "peak_memory_bytes": context.hardware.peak_memory()}
+
+
+def _clip(part: Path) -> Clip:
+    return Clip(load_file(part / "frames.safetensors")["frames"], load_file(part / "latents.safetensors")["latents"])
+
+
+def _rows(chosen: list[tuple[dict[str, Any], Path, Path]]) -> Iterator[tuple[str, Any]]:
+    """Label and frames of the contact sheet: the float strip under its prompt, the other joined to it."""
+    for prompt, reference, part in chosen:
+        yield prompt["prompt"], _clip(reference).frames.numpy()
+        yield "", _clip(part).frames.numpy()
+
+
+def _judge(config: dict[str, Any]) -> Callable[[Any, str], float] | None:
+    if config["sample"]["judge"] == "none":
+        return None
+    from runner.embedded.judge import score
+
+    return lambda frames, caption: score(frames.numpy(), caption)

@@ -1,0 +1,293 @@
+"""What is refused, in which words; what a run becomes when it is not."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from runner.desk.faults import Refused
+from runner.desk.precedence import leaves
+from runner.desk.recipes import folder, recipes
+from runner.desk.schema import keys
+
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
+
+
+def refusal(checked, *arguments: str) -> dict[str, str]:
+    """The faults of a refused configuration: full key -> what is said."""
+    with pytest.raises(Refused) as refused:
+        checked(*arguments)
+    return {fault.key: str(fault) for fault in refused.value.faults}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_composes_and_checks(checked, recipe, tiny_checkpoint):
+    run = checked(f"+recipe={recipe}", f"model.checkpoint={tiny_checkpoint}")
+    assert run.config["name"] == recipe
+    assert run.config["quant"]["scheme"] == ("none" if recipe == "osp12_float" else "w8a8")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "frames", "height", "width"),
+    [("29x480p", 29, 480, 640), ("93x480p", 93, 480, 640), ("29x720p", 29, 720, 1280), ("93x720p", 93, 720, 1280)],
+)
+def test_released_folders(checked, recipe, frames, height, width, tiny_checkpoint):
+    model = checked(f"+recipe=osp12_{recipe}_w8a8", f"model.checkpoint={tiny_checkpoint}").config["model"]
+    assert (model["num_frames"], model["height"], model["width"]) == (frames, height, width)
+
+
+def test_guide_defaults_hold_for_a_folder_that_says_nothing_else(checked, tiny_checkpoint, tmp_path):
+    released = tmp_path / "released"
+    shutil.copytree(tiny_checkpoint.parent, released)
+    (released / tiny_checkpoint.name / "defaults.yaml").unlink()
+    config = checked("+recipe=osp12_w8a8", f"model.checkpoint={released / tiny_checkpoint.name}").config
+    expected = {
+        "num_frames": 93, "height": 720, "width": 1280, "dtype": "bf16", "fps": 24, "batch_size": 1,
+        "max_sequence_length": 512, "tile_overlap_factor": 0.25, "enable_tiling": True, "save_memory": False,
+        "ae": "CausalVAEModel_D4_4x8x8", "model_type": "dit", "template": "unwatermarked",
+    }  # fmt: skip
+    assert expected.items() <= config["model"].items()
+    assert config["sampler"]["sample_method"] == "EulerAncestralDiscrete"
+    assert (config["sampler"]["guidance_scale"], config["sampler"]["num_sampling_steps"]) == (7.5, 50)
+    assert config["seed"] == 1234
+    assert config["quant"]["exclude"] == ["*net.2*", "*adaln_single*", "proj_out"]
+    assert config["prompts"]["text"] and config["prompts"]["calibration"] == config["prompts"]["text"]
+
+
+def test_every_key_of_the_schema_has_a_value_and_the_other_way_round(checked):
+    assert {key for key, _ in leaves(checked().config)} == set(keys())
+
+
+def test_every_key_has_a_meaning():
+    assert all(keys().values())
+
+
+def test_resolved_places_are_absolute(checked, tiny_checkpoint, tmp_path):
+    config = checked("quant.folder=there", "output=elsewhere", f"model.checkpoint={tiny_checkpoint}").config
+    assert config["quant"]["folder"] == str(tmp_path / "there")
+    assert config["output"] == str(tmp_path / "elsewhere")
+    assert config["model"]["checkpoint"] == str(tiny_checkpoint)
+    assert config["model"]["vae"] == str(tiny_checkpoint.parent / "vae")
+    assert config["model"]["text_encoder"] == str(tiny_checkpoint.parent / "text_encoder")
+
+
+def test_relative_checkpoint(checked, tiny_checkpoint, monkeypatch):
+    monkeypatch.chdir(tiny_checkpoint.parent)
+    assert checked(f"model.checkpoint={tiny_checkpoint.name}").checkpoint.path == str(tiny_checkpoint)
+
+
+def test_all_faults_at_once(checked):
+    found = refusal(
+        checked,
+        "+recipe=osp12_w8a8",
+        "model.num_frame=5",
+        "+quant.bit=4",
+        "guidance_scale=3",
+        "seed=abc",
+        "model.height=100",
+        "model.dtype=bf61",
+        "model.tile_overlap_factor=1.5",
+        "sampler.sample_method=EulerAncestral",
+        "cache.ratio=1.3",
+        "until=dump",
+    )
+    assert found == {
+        "model.num_frame": "model.num_frame: there is no such key; did you mean model.num_frames?",
+        "quant.bit": "quant.bit: there is no such key",
+        "guidance_scale": "guidance_scale: there is no such key; did you mean sampler.guidance_scale?",
+        "seed": "seed = 'abc': expected a whole number",
+        "model.height": "model.height = 100: expected a multiple of 16 pixels, the nearest are 96 and 112",
+        "model.dtype": "model.dtype = 'bf61': expected bf16, fp16 or fp32; did you mean bf16?",
+        "model.tile_overlap_factor": "model.tile_overlap_factor = 1.5: expected less than 1.0",
+        "sampler.sample_method": found["sampler.sample_method"],
+        "cache.ratio": "cache.ratio = 1.3: this feature is not there yet; the key must be null",
+        "until": "until = 'dump': this feature is not there yet; the key must be null",
+    }
+    assert found["sampler.sample_method"].endswith("did you mean EulerAncestralDiscrete?")
+
+
+@pytest.mark.parametrize(
+    ("argument", "says"),
+    [
+        ("model.num_frames=92", "4n+1 frames, the nearest are 89 and 93"),
+        ("model.num_frames=0", "at least 1"),
+        ("model.width=650", "multiple of 16 pixels, the nearest are 640 and 656"),
+        ("model.max_sequence_length=600", "at most 512 tokens"),
+        ("model.template=fancy", "with {} where the prompt goes"),
+        ("model.ae=WFVAE", "CausalVAEModel_D4_4x8x8"),
+        ("model.num_frames=9.5", "a whole number"),
+        ("model.num_frames='9'", "a whole number"),
+        ("model.clean_caption=1", "true or false"),
+        ("model.fps=0", "at least 1"),
+        ("seed=-1", "at least 0"),
+        ("sampler.num_sampling_steps=1001", "at most 1000"),
+        ("sampler.guidance_batch=both", "joint or separate"),
+        ("quant.percentile=101", "at most 100"),
+        ("quant.include=[]", "a list that is not empty"),
+        ("quant.exclude=proj_out", "a list"),
+        ("sample.judge=me", "none or world"),
+        ("timing.repeats=0", "at least 1"),
+        ("name=a/b", "letters, digits"),
+        ("hardware.env.A=1", "a text"),
+        ("dump.from=nowhere.pth", "no such file"),
+        ("~seed", "needs one"),
+    ],
+)
+def test_value_out_of_bounds(checked, argument, says):
+    found = refusal(checked, argument)
+    key = argument.lstrip("~").partition("=")[0]
+    assert list(found) == [key] and says in found[key]
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "show=estimate", "launch=print", "until=sample", "redo=[sample]", "quant.scheme=w8a8_dynamic",
+        "cache.policy=dit", "cache.config=a.json", "cache.ratio=1.3", "cache.save_path=a.json",
+        "sampler.schedule=a.txt", "sampler.search=restep", "sampler.neighbour_type=uniform", "sampler.monte_carlo_iters=5",
+        "sampler.videos_path=videos", "sampler.save_dir=there", "parallel.world_size=2", "parallel.cfg=true",
+        "parallel.ulysses=2", "parallel.vae=true", "hardware.device=npu", "hardware.device=gcu",
+    ],
+)  # fmt: skip
+def test_what_a_later_version_brings_is_refused_by_name(checked, argument):
+    key = argument.partition("=")[0]
+    found = refusal(checked, argument)
+    assert list(found) == [key] and "this feature is not there yet" in found[key]
+
+
+@pytest.mark.parametrize(
+    ("group", "refused"),
+    [
+        ("hardware=npu", {"hardware.device"}),
+        ("hardware=gcu", {"hardware.device"}),
+        ("parallel=cfg2", {"parallel.world_size", "parallel.cfg"}),
+    ],
+)
+def test_later_group_members(checked, group, refused):
+    assert refusal(checked, group).keys() == refused
+
+
+def test_the_launch_environment_of_the_guides_is_a_group():
+    import yaml
+
+    npu = yaml.safe_load((folder("conf") / "hardware" / "npu.yaml").read_text())
+    assert npu["env"].keys() == {
+        "ASCEND_RT_VISIBLE_DEVICES",
+        "PYTORCH_NPU_ALLOC_CONF",
+        "TASK_QUEUE_ENABLE",
+        "HCCL_OP_EXPANSION_MODE",
+    }
+    assert all(isinstance(value, str) for value in npu["env"].values())
+
+
+def test_released_recipe_demands_a_checkpoint(composed):
+    with pytest.raises(Refused) as refused:
+        composed("+recipe=osp12_29x480p_w8a8")
+    assert [fault.key for fault in refused.value.faults] == ["model.checkpoint"]
+    assert "must be given: model.checkpoint=..." in str(refused.value)
+
+
+# prompts
+
+
+@pytest.mark.parametrize("value", ["a.txt", "[a cat, ' a dog ']", "'[a cat]'"])
+def test_prompts_become_a_list(checked, value):
+    Path("a.txt").write_text("\ufeff a cat\n\n  a dog \n", encoding="utf-8")
+    prompts = checked(f"prompts.text={value}", "prompts.calibration=null").config["prompts"]
+    assert prompts["text"] == (["[a cat]"] if "'[" in value else ["a cat", "a dog"])
+
+
+def test_one_prompt_and_the_checkpoints_own_calibration(checked):
+    assert checked("prompts.text=a cat").config["prompts"] == {"text": ["a cat"], "calibration": ["a green tree"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file"),
+        (b"", "holds no prompt"),
+        (b" \n\n", "holds no prompt"),
+        ("Müller\n".encode("latin-1"), "is not UTF-8 (byte 1)"),
+    ],
+)
+@pytest.mark.parametrize("key", ["prompts.text", "prompts.calibration"])
+def test_prompts_file_of_no_use(checked, content, says, key):
+    if content is not None:
+        Path("a.txt").write_bytes(content)
+    found = refusal(checked, f"{key}=a.txt")
+    assert list(found) == [key] and says in found[key]
+
+
+@pytest.mark.parametrize("value", ["[]", "''", "5", "[a, 5]", "[a, ' ']", "null"])
+def test_prompts_that_are_none(checked, value):
+    assert refusal(checked, f"prompts.text={value}").keys() == {"prompts.text"}
+
+
+# checkpoints
+
+
+def test_checkpoint_folder_is_missing(checked):
+    found = refusal(checked, "model.checkpoint=nowhere")
+    assert list(found) == ["model.checkpoint"] and "there is no folder" in found["model.checkpoint"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
+        (lambda folder: (folder / "config.json").write_text("{"), "is not a JSON object"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "is not a JSON object"),
+        (lambda folder: (folder / "config.json").write_text('{"_class_name": "STDiT3"}'), "describes a STDiT3"),
+        (lambda folder: (folder / "diffusion_pytorch_model.safetensors").unlink(), "has no weights"),
+    ],
+)
+def test_checkpoint_of_no_use(checked, tiny_checkpoint, tmp_path, damage, says):
+    shutil.copytree(tiny_checkpoint.parent, tmp_path / "damaged")
+    damage(tmp_path / "damaged" / tiny_checkpoint.name)
+    found = refusal(checked, f"model.checkpoint=damaged/{tiny_checkpoint.name}")
+    assert list(found) == ["model.checkpoint"] and says in found["model.checkpoint"]
+
+
+def test_checkpoint_without_a_vae(checked, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint, tmp_path / "alone")
+    found = refusal(checked, "model.checkpoint=alone")
+    assert list(found) == ["model.vae"]
+    config = checked("model.checkpoint=alone", f"model.vae={tiny_checkpoint.parent / 'vae'}").config
+    assert config["model"]["text_encoder"] == "google/mt5-xxl"
+
+
+def test_parts_inside_the_checkpoint_come_first(checked, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint.parent, tmp_path / "both")
+    inside = tmp_path / "both" / tiny_checkpoint.name / "vae"
+    shutil.copytree(tmp_path / "both" / "vae", inside)
+    assert checked(f"model.checkpoint=both/{tiny_checkpoint.name}").config["model"]["vae"] == str(inside)
+
+
+def test_part_that_is_not_there(checked):
+    assert refusal(checked, "model.vae=/nowhere/vae").keys() == {"model.vae"}
+
+
+def test_hub_id_needs_a_revision(checked, tiny_checkpoint):
+    run = checked(
+        "model.checkpoint=somebody/weights/29x480p", "model.revision=abc", f"model.vae={tiny_checkpoint.parent / 'vae'}"
+    )
+    assert run.config["model"]["checkpoint"] == "somebody/weights/29x480p"
+    assert run.checkpoint.folder is None
+
+
+def test_fault_in_the_checkpoints_defaults_names_the_file(checked, tiny_checkpoint, tmp_path):
+    shutil.copytree(tiny_checkpoint.parent, tmp_path / "own")
+    path = tmp_path / "own" / tiny_checkpoint.name / "defaults.yaml"
+    path.write_text(json.dumps({"model": {"num_frames": 10, "frames": 9}}))
+    found = refusal(checked, f"model.checkpoint={path.parent}")
+    assert found.keys() == {"model.num_frames", "model.frames"}
+    assert all(str(path) in fault for fault in found.values())
+
+
+def test_every_recipe_begins_with_its_command_and_its_purpose(monkeypatch):
+    for recipe in recipes().values():
+        assert recipe.command.startswith(f"python -m runner +recipe={recipe.name}")
+        assert 20 < len(recipe.purpose) < 120

@@ -1,0 +1,223 @@
+"""The front door as a user meets it: what is printed, the exit status, what lies in the folder afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from runner.__main__ import door
+from runner.desk import launch
+from runner.desk.schema import keys
+from runner.desk.store import Store
+
+ROOT = Path(__file__).parents[2]
+STAND_IN = """
+import json, sys
+from pathlib import Path
+from runner.desk.store import Store
+run = Path(sys.argv[1])
+plan = json.loads((run / "plan.json").read_text())
+config = json.loads((run / "run.json").read_text())["config"]
+if config["seed"] == 13:
+    (run / "status.json").write_text(json.dumps({"state": "failed", "stage": "dump", "error": "ValueError: thirteen"}))
+    sys.exit(1)
+store = Store(Path(plan["store"]))
+for row in plan["stages"]:
+    if row["action"] == "run":
+        draft = store.draft(row["stage"], row["key"])
+        (draft / "made").write_text(row["stage"])
+        store.commit(draft, row["stage"], row["key"])
+    if row["action"] != "skip":
+        store.link(store.find(row["stage"], row["key"]), run)
+"""
+
+
+@pytest.fixture
+def bench(tmp_path_factory, monkeypatch):
+    """A worker that writes a word in place of every artifact, and a page that is a name."""
+    from runner.desk import report
+
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+    monkeypatch.setattr(launch, "WORKER", "stand_in")
+    monkeypatch.setattr(report, "write", lambda run: run / "report.html")
+
+
+@pytest.fixture
+def at(tiny_checkpoint) -> str:
+    return f"model.checkpoint={tiny_checkpoint}"
+
+
+def runs() -> list[Path]:
+    return sorted(path.parent for path in Path("outputs").glob("*/**/run.json"))
+
+
+def test_without_arguments_recipes_are_listed(capsys):
+    assert door([]) == 0
+    out = capsys.readouterr().out
+    assert "osp12_w8a8 " in out and "Float videos beside their W8A8 twins" in out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["+recipe=osp12_w8a8", "--help"]])
+def test_help_names_all_there_is(capsys, arguments):
+    assert door(arguments) == 0
+    out = capsys.readouterr().out
+    assert all(f"  {key}=" in out for key in keys())
+    assert "model.num_frames=93" in out and "quant.scheme=none" in out and "sampler.guidance_scale=7.5" in out
+    assert "none w8a8" in out and "osp12_93x720p_w8a8" in out
+
+
+def test_config_is_shown(capsys, at):
+    assert door(["+recipe=osp12_w8a8", "seed=5", "--cfg", "job"]) == 0
+    out = capsys.readouterr().out
+    assert "name: osp12_w8a8" in out and "seed: 5" in out and "scheme: w8a8" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["+recipe=osp12_w8a9"], "recipe = 'osp12_w8a9': expected osp12_29x480p_w8a8, "),
+        (["recipe=osp12_w8a8"], "use +recipe=osp12_w8a8"),
+        (["quant=w8a9"], "quant = 'w8a9': expected none, w8a8; did you mean w8a8?"),
+        (["quantt=w8a8"], "quantt: there is no such key; did you mean"),
+        (["+quant.bit=4"], "quant.bit: there is no such key"),
+        (["model.num_frame=5"], "did you mean model.num_frames?"),
+        (["prompts.text=a, b"], "Ambiguous value for argument 'prompts.text=a, b'"),
+        (["prompts.text=a(b"], "needs quotes of its own"),
+        (["quant.exclude=${nothing.there}"], "quant.exclude"),
+        (["output=/proc/nothing/there"], "output: /proc/nothing cannot be made"),
+    ],
+)
+def test_refusals_end_with_two_and_leave_nothing(capsys, at, arguments, says):
+    assert door([*arguments, at]) == 2
+    printed = capsys.readouterr()
+    assert says in printed.err and printed.err.startswith("refused: ") and "Traceback" not in printed.err
+    assert not Path("outputs").exists()
+
+
+def test_plan_is_shown_and_nothing_runs(capsys, at):
+    assert door(["+recipe=osp12_w8a8", at, "show=plan"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"weights  checkpoint {at.partition('=')[2]}\n")
+    rows = [line.split()[:2] for line in out.splitlines() if line.startswith(" ")]
+    for row in (["dump", "run"], ["calibrate", "run"], ["quantize", "run"], ["search", "—"], ["sample", "run"]):
+        assert row in rows
+    assert [path.name for path in Path("outputs").iterdir()] == [".store"]
+
+
+def test_a_run_and_the_same_again(bench, capfd, at):
+    assert door(["+recipe=osp12_w8a8", at, "seed=7"]) == 0
+    (run,) = runs()
+    out = capfd.readouterr().out
+    assert f"page     {run.resolve()}/report.html" in out
+    assert run.parent == Path("outputs/osp12_w8a8")
+    assert {path.name for path in run.iterdir()} == {
+        "run.json", "plan.json", "provenance.json", "dump", "calibrate", "quantize", "sample",
+    }  # fmt: skip
+
+    described = json.loads((run / "run.json").read_text())
+    assert described["command"] == ["python", "-m", "runner", "+recipe=osp12_w8a8", at, "seed=7"]
+    assert described["name"] == "osp12_w8a8" and described["origin"]["seed"] == "command line"
+    assert described["checkpoint"] == {
+        "path": at.partition("=")[2], "label": f"checkpoint {at.partition('=')[2]}", "embedded": False,
+    }  # fmt: skip
+    assert {key.partition(".")[0] for key in keys()} == set(described["config"])
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["store"] == str(Path("outputs/.store").resolve())
+    for row in plan["stages"]:
+        lineage = Path(plan["store"]) / "lineage" / f"{row['stage']}-{row['key']}.json"
+        assert lineage.is_file() == (row["action"] != "skip")
+
+    assert door(["+recipe=osp12_w8a8", at, "seed=7"]) == 0
+    again = next(other for other in runs() if other != run)
+    rows = json.loads((again / "plan.json").read_text())["stages"]
+    assert [row["action"] for row in rows] == ["reuse", "reuse", "reuse", "skip", "reuse"]
+    assert (again / "dump" / "made").stat().st_ino == (run / "dump" / "made").stat().st_ino
+
+
+def test_runs_of_one_second_have_folders_of_their_own(bench, at):
+    fixed = f"hydra.run.dir={Path('outputs/here').resolve()}"
+    assert door(["+recipe=osp12_w8a8", at, fixed]) == 0
+    assert door(["+recipe=osp12_w8a8", at, fixed]) == 0
+    assert [run.name for run in runs()] == ["here", "here-2"]
+
+
+def test_failure_ends_with_one_in_three_lines(bench, capfd, at):
+    assert door(["+recipe=osp12_w8a8", at, "seed=13"]) == 1
+    (run,) = runs()
+    assert capfd.readouterr().err.splitlines() == [
+        "failed: stage dump",
+        "   why: ValueError: thirteen",
+        f" where: {run.resolve()}",
+    ]
+
+
+def test_sweep_goes_on_after_a_failure(bench, capfd, at):
+    assert door(["-m", "+recipe=osp12_w8a8", at, "seed=12,13,14,-1"]) == 1
+    done = [run for run in runs() if (run / "sample").is_dir()]
+    assert [json.loads((run / "run.json").read_text())["config"]["seed"] for run in done] == [12, 14]
+    err = capfd.readouterr().err
+    assert "ValueError: thirteen" in err and "seed = -1: expected at least 0" in err and "Traceback" not in err
+
+
+def test_sweep_over_recipes(bench, at):
+    assert door(["-m", "+recipe=osp12_w8a8,osp12_float", at]) == 0
+    assert [json.loads((run / "run.json").read_text())["name"] for run in runs()] == ["osp12_float", "osp12_w8a8"]
+
+
+def test_interrupted(bench, at, monkeypatch, capsys):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "launch", interrupt)
+    assert door(["+recipe=osp12_w8a8", at]) == 130
+
+
+def test_arguments_and_environment_are_put_back(at, monkeypatch):
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+    before = list(sys.argv)
+    door(["quant=w8a9", at])
+    assert sys.argv == before and "HYDRA_FULL_ERROR" not in os.environ
+
+
+def test_damaged_artifact_is_made_again(bench, at):
+    assert door(["+recipe=osp12_w8a8", at]) == 0
+    row = json.loads((runs()[0] / "plan.json").read_text())["stages"][0]
+    store = Store(Path("outputs/.store"))
+    (store.root / f"dump-{row['key']}" / "made").write_text("altered")
+    assert door(["+recipe=osp12_w8a8", at]) == 0
+    rows = json.loads((runs()[-1] / "plan.json").read_text())["stages"]
+    assert [row["action"] for row in rows] == ["run", "reuse", "reuse", "skip", "reuse"]
+    assert store.find("dump", row["key"], thorough=True)
+
+
+def test_the_desk_imports_no_torch(tiny_checkpoint):
+    """In a process of its own: all of the desk's modules, a plan and a refusal."""
+    code = (
+        "import sys, pkgutil, importlib, runner.desk\n"
+        "from runner.__main__ import door\n"
+        "for module in pkgutil.walk_packages(runner.desk.__path__, 'runner.desk.'):\n"
+        "    importlib.import_module(module.name)\n"
+        f"assert door(['+recipe=osp12_w8a8', 'model.checkpoint={tiny_checkpoint}', 'show=plan']) == 0\n"
+        f"assert door(['+recipe=osp12_w8a8', 'model.checkpoint={tiny_checkpoint}', 'model.num_frames=2']) == 2\n"
+        "assert door(['--help']) == 0\n"
+        "heavy = {'torch', 'diffusers', 'transformers', 'numpy'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+
+
+def test_answers_come_at_once(tiny_checkpoint):
+    """A generous bound, so that a busy machine passes and an import of torch does not."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    for arguments in ([], ["--help"], ["+recipe=osp12_w8a8", f"model.checkpoint={tiny_checkpoint}", "show=plan"]):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "runner", *arguments], env=env, check=True, stdout=subprocess.DEVNULL)
+        assert time.perf_counter() - start < 4, arguments

@@ -1,0 +1,248 @@
+"""What is planned, and what changes which key."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from runner.desk import graph
+from runner.desk.fingerprints import Fingerprints
+from runner.desk.precedence import leaves
+from runner.desk.schema import keys as schema_keys
+from runner.desk.store import Store
+
+ALL = {"dump", "calibrate", "quantize", "sample"}
+
+# Which stages another value of a key makes anew. Written down here once more, so that the table cannot change unseen.
+EVERYTHING = {
+    "seed": 5, "model.name": "other", "model.ae": "other", "model.model_type": "other", "model.dtype": "fp16",
+    "model.num_frames": 13, "model.height": 64, "model.width": 64, "model.fps": 12, "model.batch_size": 2,
+    "model.max_sequence_length": 40, "model.template": "{}", "model.negative_prompt": "other",
+    "model.clean_caption": False, "model.enable_tiling": True, "model.tile_overlap_factor": 0.5,
+    "model.save_memory": True, "sampler.sample_method": "DDIM", "sampler.num_sampling_steps": 4,
+    "sampler.guidance_scale": 2.0, "sampler.guidance_batch": "separate", "sampler.schedule": "a.txt",
+    "hardware.device": "cuda", "parallel.world_size": 2, "parallel.cfg": True, "parallel.ulysses": 2,
+    "parallel.vae": True, "dump.format": "pth", "prompts.text": ["other"], "prompts.calibration": ["other"],
+}  # fmt: skip
+FROM_CALIBRATE = {"quant.observer": "mse", "quant.include": ["*to_q"], "quant.exclude": []}
+FROM_QUANTIZE = {"quant.scheme": "w8a8_dynamic"}
+SAMPLE_ALONE = {"sample.save": False, "sample.judge": "world", "cache.policy": "dit", "cache.config": "a.json"}
+NOTHING = {
+    "name": "other", "output": "/elsewhere", "show": "plan", "launch": "print", "until": "dump", "redo": ["dump"],
+    "model.revision": "main", "model.cache_dir": "/c", "model.keep_float": [], "quant.percentile": 99.0,
+    "quant.folder": "/q", "cache.ratio": 1.3, "cache.save_path": "/c", "sampler.search": "restep",
+    "sampler.neighbour_type": "uniform", "sampler.monte_carlo_iters": 3, "sampler.videos_path": "/v",
+    "sampler.save_dir": "/s", "parallel.master_port": 1, "hardware.env": {"A": "1"}, "dump.folder": "/d",
+    "sample.folder": "/s", "timing.warmup": 3, "timing.repeats": 9,
+}  # fmt: skip
+EXPECTED = [
+    *((key, value, ALL) for key, value in EVERYTHING.items()),
+    *((key, value, ALL - {"dump"}) for key, value in FROM_CALIBRATE.items()),
+    *((key, value, {"quantize", "sample"}) for key, value in FROM_QUANTIZE.items()),
+    *((key, value, {"sample"}) for key, value in SAMPLE_ALONE.items()),
+    *((key, value, set()) for key, value in NOTHING.items()),
+]
+BY_OTHER_TESTS = {"model.checkpoint", "model.vae", "model.text_encoder", "dump.from", "sample.compare"}
+
+
+def plan(config, folder: Path = Path(".")) -> dict[str, graph.PlannedStage]:
+    known = Fingerprints(folder / "fingerprints.json")
+    return {stage.stage: stage for stage in graph.plan(config, Store(folder / ".store"), known)}
+
+
+def keys(config) -> dict[str, str]:
+    return {name: stage.key for name, stage in plan(config).items() if stage.action != "skip"}
+
+
+def changed(config, key: str, value):
+    other = copy.deepcopy(config)
+    section, _, name = key.rpartition(".")
+    (other[section] if section else other)[name] = value
+    return other
+
+
+@pytest.mark.parametrize(("key", "value", "expected"), EXPECTED, ids=lambda value: value if type(value) is str else "")
+def test_a_key_changes_exactly_when_a_needed_field_does(config, key, value, expected):
+    before, after = keys(config), keys(changed(config, key, value))
+    assert {stage for stage in before if before[stage] != after[stage]} == expected
+
+
+def test_the_lists_above_are_complete():
+    assert {key for key, _, _ in EXPECTED} | BY_OTHER_TESTS == set(schema_keys())
+
+
+def test_every_key_of_the_schema_is_decided_upon():
+    decided = {*graph.NO_RESULT, *(key for stage in graph.STAGES for key in stage.fields)}
+    assert {key for key in schema_keys() if not key.startswith("prompts.")} == decided
+    assert not set(graph.NO_RESULT) & {key for stage in graph.STAGES for key in stage.fields}
+
+
+def test_percentile_counts_for_its_observer(config):
+    chosen = changed(config, "quant.observer", "percentile")
+    before, after = keys(chosen), keys(changed(chosen, "quant.percentile", 99.0))
+    assert {stage for stage in before if before[stage] != after[stage]} == ALL - {"dump"}
+
+
+def test_weights_count_by_content_and_not_by_place(config, tmp_path):
+    before = keys(config)
+    shutil.copytree(Path(config["model"]["checkpoint"]).parent, tmp_path / "copy")
+    moved = copy.deepcopy(config)
+    moved["model"]["checkpoint"] = str(tmp_path / "copy" / Path(config["model"]["checkpoint"]).name)
+    for part in ("vae", "text_encoder"):
+        moved["model"][part] = str(tmp_path / "copy" / part)
+    assert keys(moved) == before
+    (tmp_path / "copy" / "README.md").write_text("words")
+    assert keys(moved) == before
+    with next((tmp_path / "copy" / "vae").glob("*.safetensors")).open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x01")
+    assert not set(keys(moved).values()) & set(before.values())
+
+
+def test_hub_ids_count_with_their_revision(config):
+    at = changed(config, "model.text_encoder", "google/mt5-xxl")
+    assert keys(at)["dump"] != keys(changed(at, "model.revision", "v2"))["dump"]
+
+
+def test_recorded_calls_of_ones_own_count_by_content(config, tmp_path):
+    mine = tmp_path / "mine.pth"
+    mine.write_bytes(b"one")
+    first = keys(changed(config, "dump.from", str(mine)))
+    mine.rename(tmp_path / "renamed.pth")
+    assert keys(changed(config, "dump.from", str(tmp_path / "renamed.pth"))) == first
+    (tmp_path / "renamed.pth").write_bytes(b"two")
+    assert keys(changed(config, "dump.from", str(tmp_path / "renamed.pth")))["dump"] != first["dump"]
+
+
+def test_torch_counts_by_its_release_line(config, monkeypatch):
+    before = keys(config)
+    monkeypatch.setattr(graph.metadata, "version", lambda package: "2.99.1+cpu")
+    another = keys(config)
+    monkeypatch.setattr(graph.metadata, "version", lambda package: "2.99.7")
+    assert keys(config) == another and not set(another.values()) & set(before.values())
+
+
+def test_a_new_version_of_a_stage_makes_it_and_what_builds_on_it_anew(config, monkeypatch):
+    before = keys(config)
+    from dataclasses import replace
+
+    raised = tuple(replace(s, version=s.version + 1) if s.name == "calibrate" else s for s in graph.STAGES)
+    monkeypatch.setattr(graph, "STAGES", raised)
+    after = keys(config)
+    assert {stage for stage in before if before[stage] != after[stage]} == {"calibrate", "quantize", "sample"}
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text(), st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists)))
+def test_digest_knows_content_alone(lineage):
+    shuffled = dict(reversed(lineage.items()))
+    assert graph.digest(lineage) == graph.digest(shuffled) == graph.digest(json.loads(json.dumps(lineage)))
+    assert graph.digest(lineage) != graph.digest({**lineage, "one more": 1})
+    assert len(graph.digest(lineage)) == 16
+
+
+def test_key_does_not_hang_on_how_it_was_said(checked):
+    Path("prompts.txt").write_text("a cat\n\na dog\n")
+    said = (
+        ("+recipe=osp12_w8a8", "prompts.text=prompts.txt"),
+        ("quant=w8a8", "prompts.text=[a cat, a dog]"),
+        ("prompts.text=[a cat, a dog]", "quant.scheme=w8a8", "name=other", "timing.repeats=2"),
+    )
+    first, *others = (keys(checked(*arguments).config) for arguments in said)
+    assert all(other == first for other in others)
+
+
+def test_a_keys_value_on_this_machine_is_stable(config):
+    assert keys(config) == keys(copy.deepcopy(config)) == keys(json.loads(json.dumps(config)))
+
+
+# which stages
+
+
+def actions(config) -> dict[str, str]:
+    return {name: stage.action for name, stage in plan(config).items()}
+
+
+def test_w8a8_runs_all_but_search(config):
+    assert actions(config) == {
+        "dump": "run", "calibrate": "run", "quantize": "run", "search": "skip", "sample": "run",
+    }  # fmt: skip
+    assert {name: stage.needs for name, stage in plan(config).items()} == {
+        "dump": (), "calibrate": ("dump",), "quantize": ("dump", "calibrate"), "search": (),
+        "sample": ("dump", "quantize"),
+    }  # fmt: skip
+
+
+def test_plain_sampling_is_one_stage(checked):
+    config = checked("+recipe=osp12_float").config
+    assert [name for name, action in actions(config).items() if action == "run"] == ["sample"]
+
+
+def test_float_compared_with_itself_needs_the_reference(config):
+    config["quant"]["scheme"] = "none"
+    assert [name for name, action in actions(config).items() if action == "run"] == ["dump", "sample"]
+    assert plan(config)["dump"].lineage["prompts"] == {"text": ["a red boat", "a blue house"]}
+
+
+def test_quantized_without_comparison_records_the_calibration_prompts_alone(config):
+    config["sample"]["compare"] = False
+    assert plan(config)["dump"].lineage["prompts"] == {"calibration": ["a green tree"]}
+
+
+def test_stored_stages_are_reused_and_damaged_ones_are_not(config):
+    store = Store(Path(".store"))
+    for stage in ("dump", "calibrate"):
+        draft = store.draft(stage, keys(config)[stage])
+        (draft / "file").write_text(stage)
+        store.commit(draft, stage, keys(config)[stage])
+    planned = plan(config)
+    assert [planned[name].action for name in ("dump", "calibrate", "quantize")] == ["reuse", "reuse", "run"]
+    (Path(".store") / f"dump-{planned['dump'].key}" / "file").write_text("dumb")
+    again = plan(config)["dump"]
+    assert (again.action, again.reason) == ("run", "stored file was altered")
+
+
+# model forwards
+
+
+@pytest.mark.parametrize("method", ["DDIM", "PNDM", "EulerAncestralDiscrete", "HeunDiscrete", "KDPM2AncestralDiscrete",
+                                    "DPMSolverSinglestep", "DEISMultistep"])  # fmt: skip
+@pytest.mark.parametrize("steps", [4, 25])
+def test_evaluations_are_those_of_the_solver(method, steps):
+    from runner.sampler import make_scheduler
+
+    scheduler = make_scheduler(method)
+    scheduler.set_timesteps(steps)
+    sampler = {"sample_method": method, "num_sampling_steps": steps, "guidance_scale": 4.0, "guidance_batch": "joint"}
+    assert graph.forwards(sampler) == len(scheduler.timesteps)
+    assert graph.forwards({**sampler, "guidance_batch": "separate"}) == 2 * len(scheduler.timesteps)
+    assert graph.forwards({**sampler, "guidance_batch": "separate", "guidance_scale": 1.0}) == len(scheduler.timesteps)
+
+
+@pytest.mark.parametrize(
+    ("calibration", "text", "batch", "dumped", "sampled"),
+    [
+        (["a"], ["b", "c"], 1, 3, 2),
+        (["a", "b"], ["a", "b"], 1, 2, 2),  # same prompt, same seed: the same clip
+        (["b", "a"], ["a", "b"], 1, 4, 2),
+        (["a", "b"], ["a", "b"], 2, 3, 1),  # a batched reference is another computation
+        (["a"], ["a", "b", "c"], 2, 3, 2),
+    ],
+)
+def test_forwards_count_clips(config, calibration, text, batch, dumped, sampled):
+    config["prompts"] = {"text": text, "calibration": calibration}
+    config["model"]["batch_size"] = batch
+    planned = plan(config)
+    assert (planned["dump"].forwards, planned["sample"].forwards) == (3 * dumped, 3 * sampled)
+    assert planned["quantize"].forwards == 0
+
+
+def test_config_fixture_is_whole(config):
+    assert {key for key, _ in leaves(config)} == set(schema_keys())
