@@ -103,6 +103,8 @@ def _open(arguments: Sequence[str]) -> list[str]:
     where Hydra would stop at the first."""
     from runner.desk.recipes import groups
 
+    if {"-sc", "--shell-completion"} & set(arguments):
+        return list(arguments)  # what follows is no key
     closed = {*groups(), "recipe"}
 
     def opened(argument: str) -> str:
@@ -180,11 +182,12 @@ def _run(composed: DictConfig, overrides: list[str], folder: Path) -> None:
     run = _claim(folder)
     show.show_plan(planned, checked.checkpoint, run)
     _write(run, checked, overrides, store, planned, fingerprints)
-    launch.launch(run, config["hardware"]["env"])
+    try:
+        launch.launch(run, config["hardware"]["env"])
+    finally:  # the page of a run that failed is the one that somebody needs most
+        from runner.desk import report
 
-    from runner.desk import report
-
-    print(f"page     {report.write(run)}")
+        print(f"page     {report.write(run)}")
 
 
 def _write(

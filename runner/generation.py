@@ -77,6 +77,7 @@ def generate(
         "callback_on_step_end": end_of_step,
     }
     known = inspect.signature(pipeline.__call__).parameters
+    pipeline.set_progress_bar_config(disable=True)  # the stage has one bar for all its clips
     hardware.synchronize()
     start = time.perf_counter()
     with torch.inference_mode():

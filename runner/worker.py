@@ -8,20 +8,32 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import os
+import shutil
 import sys
 import time
 import traceback
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from runner.desk.store import Store
+from runner.desk.store import Store, write_whole
 from runner.hardware import open_device
 from runner.progress import Ticker, progress
+
+log = logging.getLogger("runner")
+
+INTERRUPTED = 130  # exit status
+# By stage: the section whose `folder` asks for its files, and which they are.
+DELIVERED = {
+    "dump": ("dump", "calib_data*.pth"),
+    "quantize": ("quant", "quant_model_*"),
+    "sample": ("sample", "videos/*"),
+}
 
 
 class Bench:
@@ -70,9 +82,9 @@ class Context:
         return progress(self.console, self.stage, total)
 
 
-def follow(run: Path, bench: Bench, console: Console) -> None:
+def follow(context: Context) -> None:
     """Execute the plan of one run folder; artifacts are committed to the store and linked into the folder."""
-    context = Context(run, bench, console)
+    run = context.run
     plan = json.loads((run / "plan.json").read_text())
     store = Store(Path(plan["store"]))
     for planned in plan["stages"]:
@@ -83,49 +95,89 @@ def follow(run: Path, bench: Bench, console: Console) -> None:
         context.stage, context.measurements = stage, {}
         entry = store.find(stage, key)
         if entry is None:
+            log.info("%s starts, key %s", stage, key)
             start = time.perf_counter()
             draft = store.draft(stage, key)
             importlib.import_module(f"runner.stages.{stage}").run(context, draft)
             entry = store.commit(draft, stage, key)
-            measured = {
-                "machine": context.hardware.describe(),
-                "seconds": time.perf_counter() - start,
-                **context.measurements,
-            }
+            seconds = time.perf_counter() - start
+            measured = {"machine": context.hardware.describe(), "seconds": seconds, **context.measurements}
             store.write_measurements(stage, key, measured)
+            log.info("%s done in %.1f s", stage, seconds)
         else:
-            console.print(f"{stage:<10} reused {key[:12]}", highlight=False)
+            log.info("%s reused, key %s", stage, key)
+            context.console.print(f"{stage:<10} reused", highlight=False)
         context.artifacts[stage] = store.link(entry, run)
         store.link_measurements(stage, key, run)
+        deliver(context)
+
+
+def deliver(context: Context) -> None:
+    """Copy what the user wants in a folder of their own, whether it was made now or reused."""
+    section, pattern = DELIVERED.get(context.stage, ("", ""))
+    if section and (folder := context.config[section]["folder"]):
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for file in sorted(context.artifacts[context.stage].glob(pattern)):
+            shutil.copy2(file, folder)
 
 
 def write_status(run: Path, state: str, **facts: Any) -> None:
-    draft = run / "status.json.part"
-    draft.write_text(json.dumps({"state": state, **facts}, indent=2))
-    os.replace(draft, run / "status.json")
+    """Replace status.json: where the run stands."""
+    write_whole(run / "status.json", json.dumps({"state": state, **facts}, indent=2))
+
+
+@contextmanager
+def logged(run: Path) -> Iterator[None]:
+    """Have what this process and its libraries log written to run.log."""
+    handler = logging.FileHandler(run / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        handler.close()
+
+
+def quiet() -> None:
+    """Keep libraries' bars and notices off the terminal, where one line a stage is said."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler; read when torch starts
+    import diffusers
+    import transformers
+
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+
+
+def attempt(run: Path, bench: Bench) -> bool:
+    """Follow one run; whether it finished. A failure leaves its traceback and its cause in the folder."""
+    context, start = None, time.perf_counter()
+    try:
+        context = Context(run, bench, Console())
+        follow(context)
+    except KeyboardInterrupt:  # parts that are finished stay in the store's draft
+        write_status(run, "interrupted", stage=context and context.stage)
+        raise SystemExit(INTERRUPTED) from None
+    except Exception as error:
+        log.exception("the run failed")
+        (run / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        state, facts = "failed", {"stage": context and context.stage, "error": f"{type(error).__name__}: {error}"}
+    else:
+        state, facts = "done", {}
+    write_status(run, state, **facts, seconds=time.perf_counter() - start)
+    return state == "done"
 
 
 def main(runs: list[str]) -> int:
-    """Follow each run in turn; 1 if any failed. A failure leaves its traceback in the folder, its cause in status.json."""
+    """Follow each run in turn; the exit status is 1 if any failed."""
+    quiet()
     bench, failed = Bench(), False
     for run in map(Path, runs):
-        console, start = Console(), time.perf_counter()
-        try:
-            follow(run, bench, console)
-            write_status(run, "done", seconds=time.perf_counter() - start)
-        except Exception as error:
-            failed = True
-            (run / "traceback.txt").write_text(traceback.format_exc())
-            stage = (
-                json.loads((run / "status.json").read_text()).get("stage") if (run / "status.json").exists() else None
-            )
-            write_status(
-                run,
-                "failed",
-                stage=stage,
-                error=f"{type(error).__name__}: {error}",
-                seconds=time.perf_counter() - start,
-            )
+        with logged(run):
+            failed |= not attempt(run, bench)
     return int(failed)
 
 

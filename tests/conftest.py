@@ -14,7 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 DATA = Path(__file__).parent / "data"
 
 TINY_DEFAULTS = """\
-model: {num_frames: 9, height: 32, width: 48, fps: 8, max_sequence_length: 48, template: plain, enable_tiling: false, dtype: fp32}
+model:
+  {num_frames: 9, height: 32, width: 48, fps: 8, max_sequence_length: 48, template: plain, enable_tiling: false}
 sampler: {num_sampling_steps: 3, guidance_scale: 4.0}
 prompts: {text: [a red boat, a blue house], calibration: [a green tree]}
 """
@@ -22,7 +23,7 @@ prompts: {text: [a red boat, a blue house], calibration: [a green tree]}
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A transformer folder in the released layout, VAE and text encoder beside it: random weights of the test vectors."""
+    """A transformer folder in the released layout, VAE and text encoder beside it, with the test vectors' weights."""
     root = tmp_path_factory.mktemp("released")
     shutil.copytree(DATA / "osp12" / "dit_a" / "model_ema", root / "9x32p")
     shutil.copytree(DATA / "osp12" / "vae_a" / "vae", root / "vae")

@@ -1,5 +1,6 @@
 """The recording: histograms, statistics by step, calls, and where a generation stands."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -142,7 +143,7 @@ def test_batches_over_different_steps_are_refused(tmp_path):
         row = torch.zeros(steps, 1)
         save_file({"q.minimum": row[:, 0].clone()}, folder / "statistics.safetensors")
         (folder / "statistics.json").write_text('{"q": "q"}')
-    entries = '[{"folder": "calib-0", "index": 0, "roles": ["calibration"]}, {"folder": "calib-1", "index": 1, "roles": ["calibration"]}]'
-    (tmp_path / "prompts.json").write_text(entries)
+    entries = [{"folder": f"calib-{n}", "index": n, "roles": ["calibration"]} for n in range(2)]
+    (tmp_path / "prompts.json").write_text(json.dumps(entries))
     with pytest.raises(ValueError, match=r"\[2, 3\] steps"):
         Recording(tmp_path).statistics()

@@ -154,7 +154,8 @@ def _between(config: dict[str, Any], checkpoint: Checkpoint | None, wrong: set[s
         section, _, name = key.rpartition(".")
         values = config[section] if section else config
         if values.get(name) is not None:
-            values[name] = os.path.abspath(os.path.expanduser(values[name]))
+            # Hydra makes the run folder below `output` as it stands, so ~ in it is no home folder here either.
+            values[name] = os.path.abspath(values[name] if key == "output" else os.path.expanduser(values[name]))
     yield from _prompts(config, good)
     if good("dump.from") and (file := config["dump"]["from"]) is not None and not os.path.isfile(file):
         yield Fault("dump.from", "there is no such file", file)

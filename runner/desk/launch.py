@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from runner.desk.fingerprints import write_whole
+
 WORKER = "runner.worker"
 LONGEST_REASON = 500  # characters of a failure's reason on the terminal; all of it is in status.json
 PATIENCE = 3.0  # seconds that a worker has to end by itself after it was asked to
@@ -48,7 +50,11 @@ def launch(run: Path, environment: Mapping[str, str]) -> None:
         _end(worker)
         raise
     if status != 0:
-        raise _failure(run, status)
+        failure = _failure(run, status)
+        if read_status(run).get("state") == "running":  # it was killed before it could say so itself
+            stage = read_status(run).get("stage")
+            write_whole(run / "status.json", json.dumps({"state": "failed", "stage": stage, "error": failure.why}))
+        raise failure
 
 
 @contextmanager

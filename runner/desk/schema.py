@@ -6,7 +6,7 @@ groups, about files, or of one model) are in config.py and in the model's rules.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_core import PydanticCustomError
@@ -185,8 +185,10 @@ def keys(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
     found: dict[str, str] = {}
     for name, field in section.model_fields.items():
         key = prefix + (field.alias or name)
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            found |= keys(field.annotation, f"{key}.")
+        kind = field.annotation
+        # Python 3.10 takes dict[str, str] for a type, too.
+        if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
+            found |= keys(kind, f"{key}.")
         else:
             found[key] = field.description or ""
     return found

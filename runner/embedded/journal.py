@@ -17,12 +17,12 @@ import torch
 
 
 class Journal:
-    """Files `<stage>.pt` and `<stage>.jsonl` in `folder`; counts wall and CPU minutes over all sessions of the stage."""
+    """Files `<stage>.pt` and `<stage>.jsonl` in `folder`; counts wall and CPU minutes over all sessions."""
 
     def __init__(self, folder: str | Path, stage: str) -> None:
         self.folder, self.stage = Path(folder), stage
         self.folder.mkdir(parents=True, exist_ok=True)
-        self._earlier = (0.0, 0.0)
+        self._earlier: tuple[float, ...] = (0.0, 0.0)
         self._start = (time.monotonic(), time.process_time())
 
     def minutes(self) -> tuple[float, float]:

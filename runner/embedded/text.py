@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -27,7 +28,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **_options())
 
 
-def _options() -> dict:
+def _options() -> dict[str, Any]:
     return {
         "pad_token": "<pad>",
         "eos_token": "</s>",
@@ -57,13 +58,14 @@ def build_encoder(vocabulary: int, width: int = 64) -> T5EncoderModel:
             num_heads=4,
             dropout_rate=0.0,
             feed_forward_proj="gated-gelu",
-            tie_word_embeddings=True,
             use_cache=False,
         )
     )
 
 
-def tokenize(tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int = 8) -> tuple[torch.Tensor, torch.Tensor]:
+def tokenize(
+    tokenizer: PreTrainedTokenizerFast, texts: list[str], length: int = 8
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Indices and mask [B, length], padded as the pipeline pads."""
     tokens = tokenizer(texts, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return tokens.input_ids, tokens.attention_mask

@@ -17,10 +17,10 @@ from runner.model.osp12.vae import OSP12VAE
 
 @dataclass(frozen=True)
 class VAEPlan:
-    """Phases of (frames, batch, iterations): stills teach shapes and colors at a fraction of a clip's cost, and the last
-    phase is whole clips, because the norms average over a clip."""
+    """Phases of (frames, batch, iterations): stills teach shapes and colors at a fraction of a clip's cost, and the
+    last phase is whole clips, because the norms average over a clip."""
 
-    phases: tuple[tuple[int, int, int], ...] = ((1, 8, 2000), (5, 2, 500), (world.FRAMES, 1, 1600))
+    phases: tuple[tuple[int, int, int], ...] = ((1, 8, 1100), (5, 2, 250), (world.FRAMES, 1, 850))
     rate: float = 2e-3
     kl: float = 2e-5
     check: int = 250
@@ -40,13 +40,12 @@ class VAEPlan:
 
 
 def build_vae() -> OSP12VAE:
-    """An untrained autoencoder of the released block types, 32 channels on every level; residual branches start at 0."""
+    """An untrained autoencoder of the released block types, 32 channels on every level, residual branches at 0."""
     vae = OSP12VAE(hidden_size=32, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, resolution=world.SIZE)
     for name, parameter in vae.named_parameters():
         if ".conv2." in name or ".attn_1.proj_out." in name:
             torch.nn.init.zeros_(parameter)
-    assert vae.quant_conv is not None
-    vae.quant_conv.conv.bias.data[4:] -= 4.0  # little noise at first, or colors drown in it
+    _convolution(vae.quant_conv)[1].data[4:] -= 4.0  # little noise at first, or colors drown in it
     return vae
 
 
@@ -71,9 +70,8 @@ def reconstruct(vae: OSP12VAE, clips: Iterable[np.ndarray]) -> list[np.ndarray]:
     """Each clip through the mode of its latents, uint8 [T, H, W, 3]."""
     device, dtype = vae.device, vae.dtype
     with torch.autocast(device.type, torch.bfloat16):  # weights may be of any dtype
-        return [
-            to_frames(vae.decode(vae.encode(to_video([clip], device).to(dtype)).latent_dist.mode()))[0] for clip in clips
-        ]
+        latents = [vae.encode(to_video([clip], device).to(dtype)).latent_dist.mode() for clip in clips]
+        return [to_frames(vae.decode(each))[0] for each in latents]
 
 
 def held_out_clips(count: int, seed: int = 10**6) -> list[tuple[np.ndarray, str]]:
@@ -86,7 +84,8 @@ def train_vae(folder: Path, device: torch.device, plan: VAEPlan, minutes: float 
     """Train, or go on where the folder stands. The scaled autoencoder, or None when `minutes` ended before the plan."""
     journal = Journal(folder, "vae")
     torch.manual_seed(plan.seed)
-    vae = build_vae().to(device)
+    vae = build_vae()
+    vae.to(device)  # type: ignore[arg-type]  # diffusers wraps `to` without its types
     optimizer = torch.optim.AdamW(vae.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
     first, total = 0, plan.iterations
     if (state := journal.resume()) is not None:
@@ -104,11 +103,11 @@ def train_vae(folder: Path, device: torch.device, plan: VAEPlan, minutes: float 
         if done == total:
             scale_latents(vae, (world.sample(np.random.default_rng(i))[0] for i in range(64)))
         if done % plan.check == 0 or done == total:
-            psnr = float(np.median([decibels(*pair) for pair in zip(reconstruct(vae, held_out), held_out, strict=True)]))
-            journal.log(done, loss=loss, psnr_db=psnr)
-            journal.save(iteration=done, model=vae.state_dict(), optimizer=optimizer.state_dict())
+            psnr = [decibels(*pair) for pair in zip(reconstruct(vae, held_out), held_out, strict=True)]
+            journal.log(done, loss=loss, psnr_db=float(np.median(psnr)))
+            journal.save(iteration=done, model=vae.state_dict(), optimizer=optimizer.state_dict(), done=done == total)
         elif minutes is not None and journal.session() > minutes:
-            journal.save(iteration=done, model=vae.state_dict(), optimizer=optimizer.state_dict())
+            journal.save(iteration=done, model=vae.state_dict(), optimizer=optimizer.state_dict(), done=done == total)
             return None
     return vae.eval()
 
@@ -149,13 +148,20 @@ def scale_latents(vae: OSP12VAE, clips: Iterable[np.ndarray]) -> None:
     The means are mapped, the log-variances shifted along, and the decoder's entry undoes it, so that what the
     autoencoder reconstructs stays the same.
     """
-    assert vae.quant_conv is not None and vae.post_quant_conv is not None
     means = torch.cat([vae.encode(to_video([clip], vae.device)).latent_dist.mean for clip in clips])
     center, deviation = means.mean((0, 2, 3, 4)), means.std((0, 2, 3, 4))
     factor = 1 / (vae.scaling_factor * deviation)
-    entry, leave, channels = vae.quant_conv.conv, vae.post_quant_conv.conv, len(center)
-    entry.weight[:channels] *= factor.view(-1, 1, 1, 1, 1)
-    entry.bias[:channels] = (entry.bias[:channels] - center) * factor
-    entry.bias[channels:] += 2 * factor.log()
-    leave.bias += leave.weight[:, :, 0, 0, 0] @ center
-    leave.weight /= factor.view(1, -1, 1, 1, 1)
+    (weight, bias), channels = _convolution(vae.quant_conv), len(center)
+    weight[:channels] *= factor.view(-1, 1, 1, 1, 1)
+    bias[:channels] = (bias[:channels] - center) * factor
+    bias[channels:] += 2 * factor.log()
+    weight, bias = _convolution(vae.post_quant_conv)
+    bias += weight[:, :, 0, 0, 0] @ center
+    weight /= factor.view(1, -1, 1, 1, 1)
+
+
+def _convolution(layer: torch.nn.Module | None) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a causal convolution."""
+    assert layer is not None
+    parameters = dict(layer.named_parameters())
+    return parameters["conv.weight"], parameters["conv.bias"]

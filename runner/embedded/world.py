@@ -1,7 +1,7 @@
 """A world of captioned clips: "a red circle moving left".
 
-One flat shape on a neutral background, lit from one side, does one thing. Shape, color and motion are what captions name
-and what the judge sees; place, size, speed and light vary freely. Everything follows from the generator given.
+One flat shape on a neutral background, lit from one side, does one thing. Shape, color and motion are what captions
+name and what the judge sees; place, size, speed and light vary freely. Everything follows from the generator given.
 Edges are soft (about two pixels), so that a small 4x8x8 autoencoder can hold a clip.
 """
 
@@ -12,7 +12,7 @@ from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = ("red", "green", "blue", "yellow", "magenta", "cyan")
@@ -114,11 +114,11 @@ def distance(shape: str, x: NDArray, y: NDArray, radius: NDArray) -> NDArray:
     raise ValueError(f"unknown shape {shape!r}; the world has {', '.join(SHAPES)}")
 
 
-def coverage(shape: str, x: NDArray, y: NDArray, radius: NDArray) -> NDArray:
+def coverage(shape: str, x: ArrayLike, y: ArrayLike, radius: ArrayLike) -> NDArray:
     """The share of each pixel that the shape covers, float32 [T, SIZE, SIZE]; `x`, `y`, `radius` are [T]."""
     grid = np.arange(SIZE, dtype=np.float32) + 0.5
-    x, y, radius = (np.asarray(v, np.float32)[:, None, None] for v in (x, y, radius))
-    return np.clip(0.5 - distance(shape, grid[None, None] - x, grid[None, :, None] - y, radius) / EDGE, 0, 1)
+    left, top, size = (np.asarray(v, np.float32)[:, None, None] for v in (x, y, radius))
+    return np.clip(0.5 - distance(shape, grid[None, None] - left, grid[None, :, None] - top, size) / EDGE, 0, 1)
 
 
 def render(scene: Scene, window: slice = slice(None)) -> NDArray[np.uint8]:

@@ -64,7 +64,8 @@ def replay(file: Path, transformer: nn.Module, draft: Path) -> list[dict[str, An
 
 def _call(record: Any, signature: inspect.Signature, file: Path, number: int) -> tuple[int, dict[str, Any]]:
     """The step of a record and its arguments by name."""
-    step, args, kwargs = 0, record, {}
+    step, args = 0, record
+    kwargs: Mapping[str, Any] = {}
     if isinstance(record, Mapping):
         if "args" in record:
             step, args, kwargs = int(record.get("timestep_idx", 0)), record["args"], record.get("kwargs") or {}

@@ -63,10 +63,10 @@ def quantize_linear(name: str, linear: nn.Linear, range_: Range) -> dict[str, Te
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise ValueError(f"{name}: weights are {dtype}; W8A8 is made from float32, bfloat16 or float16")
     weight = linear.weight.detach().cpu().float()
-    if not weight.isfinite().all():
-        raise ValueError(f"{name}: its weights are not all finite")
     weight_scale = (weight.abs().amax(dim=1, keepdim=True) / 127).clamp(min=EPS)
-    weight_int = torch.round(weight / weight_scale).clamp(-128, 127)
+    if not weight_scale.isfinite().all():
+        raise ValueError(f"{name}: its weights are not all finite")
+    weight_int = torch.div(weight, weight_scale).round_().clamp_(-128, 127)
 
     minimum, maximum = (torch.tensor([x], dtype=torch.float32) for x in (range_.minimum, range_.maximum))
     minimum, maximum = minimum.clamp(max=0), maximum.clamp(min=0)
@@ -105,12 +105,9 @@ def _stored(layer: str, what: str, scale: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _quant_bias(layer: str, bias: Tensor | None, deq_scale: Tensor, weight_int: Tensor, offset: Tensor) -> Tensor:
     """round(b / deq - z * sum Wq) as int32 [N], where no input whatever can take the sums out of 32 bits."""
-    exact = weight_int.double()
-    quant_bias = (
-        torch.zeros_like(deq_scale, dtype=torch.float64) if bias is None else bias.double() / deq_scale.double()
-    )
-    quant_bias = torch.round(quant_bias - offset.double() * exact.sum(dim=1))
-    largest = quant_bias.abs() + 128 * exact.abs().sum(dim=1)
+    ratio = bias.double() / deq_scale.double() if bias is not None else torch.zeros_like(deq_scale, dtype=torch.float64)
+    quant_bias = torch.round(ratio - offset.double() * weight_int.sum(dim=1, dtype=torch.float64))
+    largest = quant_bias.abs() + 2**14 * weight_int.shape[1]  # of any product 128 * 128
     if not (largest <= INT32_MAX).all():
         channel = int(largest.nan_to_num(torch.inf).argmax())
         raise ValueError(

@@ -79,9 +79,6 @@ def run(context: Context, draft: Path) -> None:
         write_calib_data(
             Recording(draft), pipeline.transformer, file, timesteps=config["dump"]["format"] == "pth_timestep"
         )
-        if config["dump"]["folder"]:
-            Path(config["dump"]["folder"]).mkdir(parents=True, exist_ok=True)
-            shutil.copy(file, config["dump"]["folder"])
 
 
 def _run_batch(context: Context, pipeline: Any, batch: list[Part], draft: Path, clock: Clock, on_step: Any) -> None:

@@ -8,17 +8,17 @@ from __future__ import annotations
 import itertools
 import json
 import math
-import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from runner.model import skeleton
 from runner.progress import Ticker
 from runner.quant import export, scheme
+from runner.quant.linear import W8A8Linear
 from runner.quant.observers import Range
 from runner.quant.quality import snr_by_layer
 from runner.recording import Recording
@@ -35,11 +35,9 @@ def run(context: Context, draft: Path) -> None:
     method = scheme(config["quant"]["scheme"])
     transformer = context.pipeline().transformer
     export.save(draft, *method.quantize(transformer, ranges, list(ranges)))
-    if folder := config["quant"]["folder"]:
-        shutil.copytree(draft, folder, dirs_exist_ok=True)
 
     fresh = method.apply(skeleton(config["model"]), *export.load(draft)).to(transformer.device)
-    quantized = {name: fresh.get_submodule(name) for name in ranges}
+    quantized = {name: cast(W8A8Linear, fresh.get_submodule(name)) for name in ranges}
     recording = Recording(context.artifacts["dump"])
     parts = recording.parts("calibration")
     total = sum(len(list((part / "calls").iterdir())) for part in parts)

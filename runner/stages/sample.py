@@ -7,6 +7,7 @@ an honest ratio; then the comparison, clip by clip.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ from runner.quant import export, scheme
 from runner.quant.ledger import count
 from runner.recording import Recording
 from runner.worker import Context
+
+log = logging.getLogger(__name__)
 
 SHEET_ROWS = 8  # clips on the contact sheet
 
@@ -53,8 +56,6 @@ def run(context: Context, draft: Path) -> None:
             rows = zip(_prompts(config), references, _parts(draft), strict=True)
             contact_sheet(_rows(list(rows)[:SHEET_ROWS]), draft / "contact_sheet.png")
     (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
-    if config["sample"]["save"] and config["sample"]["folder"]:
-        shutil.copytree(draft / "videos", config["sample"]["folder"], dirs_exist_ok=True)
 
 
 def _quantized_pipeline(context: Context) -> Any:
@@ -118,8 +119,15 @@ def _rows(chosen: list[tuple[dict[str, Any], Path, Path]]) -> Iterator[tuple[str
 
 
 def _judge(config: dict[str, Any]) -> Callable[[Any, str], float] | None:
+    """The judge of the little world, if it is asked for and every prompt is one of its captions."""
     if config["sample"]["judge"] == "none":
         return None
-    from runner.embedded.judge import score
+    from runner.embedded import judge, world
 
-    return lambda frames, caption: score(frames.numpy(), caption)
+    try:
+        for prompt in config["prompts"]["text"]:
+            world.parse(prompt)
+    except ValueError as error:
+        log.warning("clips are not judged: %s", error)
+        return None
+    return lambda frames, caption: judge.score(frames.numpy(), caption)

@@ -28,7 +28,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
 
 @pytest.fixture
 def checked(tiny_checkpoint: Path) -> Check:
-    """`checked(*arguments)`: what a command line of these arguments becomes, on the tiny checkpoint if none is named."""
+    """`checked(*arguments)`: what this command line becomes, on the tiny checkpoint if it names none."""
 
     def on_tiny(*arguments: str) -> Checked:
         named = any("model.checkpoint=" in argument for argument in arguments)

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from runner.desk import checkpoints, config
 from runner.desk.faults import Refused
 from runner.desk.precedence import leaves
 from runner.desk.recipes import folder, recipes
 from runner.desk.schema import keys
+from runner.model.osp12.templates import NEGATIVE
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
 
@@ -55,6 +57,10 @@ def test_guide_defaults_hold_for_a_folder_that_says_nothing_else(checked, tiny_c
     assert config["seed"] == 1234
     assert config["quant"]["exclude"] == ["*net.2*", "*adaln_single*", "proj_out"]
     assert config["prompts"]["text"] and config["prompts"]["calibration"] == config["prompts"]["text"]
+
+
+def test_negative_prompt_is_the_references_to_the_letter(checked):
+    assert checked().config["model"]["negative_prompt"] == NEGATIVE.replace("{}", "")
 
 
 def test_every_key_of_the_schema_has_a_value_and_the_other_way_round(checked):
@@ -147,8 +153,9 @@ def test_value_out_of_bounds(checked, argument, says):
     [
         "show=estimate", "launch=print", "until=sample", "redo=[sample]", "quant.scheme=w8a8_dynamic",
         "cache.policy=dit", "cache.config=a.json", "cache.ratio=1.3", "cache.save_path=a.json",
-        "sampler.schedule=a.txt", "sampler.search=restep", "sampler.neighbour_type=uniform", "sampler.monte_carlo_iters=5",
-        "sampler.videos_path=videos", "sampler.save_dir=there", "parallel.world_size=2", "parallel.cfg=true",
+        "sampler.schedule=a.txt", "sampler.search=restep", "sampler.neighbour_type=uniform",
+        "sampler.monte_carlo_iters=5", "sampler.videos_path=videos", "sampler.save_dir=there",
+        "parallel.world_size=2", "parallel.cfg=true",
         "parallel.ulysses=2", "parallel.vae=true", "hardware.device=npu", "hardware.device=gcu",
     ],
 )  # fmt: skip
@@ -291,3 +298,45 @@ def test_every_recipe_begins_with_its_command_and_its_purpose(monkeypatch):
     for recipe in recipes().values():
         assert recipe.command.startswith(f"python -m runner +recipe={recipe.name}")
         assert 20 < len(recipe.purpose) < 120
+
+
+# hardware and the shipped weights
+
+
+@pytest.mark.parametrize(
+    ("driver", "torch", "says"),
+    [
+        (False, "2.13.0", "has no NVIDIA driver"),
+        (True, "2.13.0+cpu", "built for the CPU alone"),
+        (True, "2.13.0", None),
+    ],
+)
+def test_cuda_without_a_gpu_shows_before_torch(checked, monkeypatch, driver, torch, says):
+    def load(name: str) -> None:
+        if not driver:
+            raise OSError(name)
+
+    monkeypatch.setattr(config.ctypes, "CDLL", load)
+    monkeypatch.setattr(config.metadata, "version", lambda package: torch)
+    if says is None:
+        assert checked("hardware=cuda").config["hardware"]["device"] == "cuda"
+    else:
+        assert says in refusal(checked, "hardware=cuda")["hardware.device"]
+
+
+def test_the_shipped_weights_say_that_they_are(composed, tiny_checkpoint, tmp_path, monkeypatch):
+    weights = tmp_path / "weights"
+    shutil.copytree(tiny_checkpoint, weights)
+    for part in ("vae", "text_encoder"):
+        shutil.copytree(tiny_checkpoint.parent / part, weights / part)
+    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", weights)
+    run = composed("+recipe=osp12_w8a8")
+    assert run.checkpoint.embedded and run.checkpoint.label.startswith("embedded little world (trained weights")
+    assert run.config["model"]["checkpoint"] == str(weights)
+    assert run.config["model"]["num_frames"] == 9  # by its defaults.yaml
+
+
+def test_an_installation_without_them_says_so(composed, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path / "nowhere")
+    with pytest.raises(Refused, match="this installation lacks its weights"):
+        composed("+recipe=osp12_w8a8")

@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -78,6 +77,15 @@ def test_config_is_shown(capsys, at):
     assert door(["+recipe=osp12_w8a8", "seed=5", "--cfg", "job"]) == 0
     out = capsys.readouterr().out
     assert "name: osp12_w8a8" in out and "seed: 5" in out and "scheme: w8a8" in out
+
+
+def test_tab_completion(capsys, monkeypatch):
+    assert door(["-sc", "install=bash"]) == 0
+    assert "complete" in capsys.readouterr().out
+    monkeypatch.setenv("COMP_LINE", "runner +recipe=osp12_")
+    monkeypatch.setenv("COMP_POINT", "21")
+    assert door(["-sc", "query=bash"]) == 0
+    assert "+recipe=osp12_w8a8" in capsys.readouterr().out.split()
 
 
 @pytest.mark.parametrize(
@@ -215,9 +223,11 @@ def test_the_desk_imports_no_torch(tiny_checkpoint):
 
 
 def test_answers_come_at_once(tiny_checkpoint):
-    """A generous bound, so that a busy machine passes and an import of torch does not."""
+    """Processor time, so that a busy machine passes and an import of torch does not."""
     env = {**os.environ, "PYTHONPATH": str(ROOT)}
     for arguments in ([], ["--help"], ["+recipe=osp12_w8a8", f"model.checkpoint={tiny_checkpoint}", "show=plan"]):
-        start = time.perf_counter()
+        before = os.times()
         subprocess.run([sys.executable, "-m", "runner", *arguments], env=env, check=True, stdout=subprocess.DEVNULL)
-        assert time.perf_counter() - start < 4, arguments
+        after = os.times()
+        spent = after.children_user + after.children_system - before.children_user - before.children_system
+        assert spent < 1.5, arguments

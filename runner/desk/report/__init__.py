@@ -1,6 +1,7 @@
 """The page of a run: `write(run_folder)` reads what the desk and the bench left there and puts report.html beside it.
 
-`read` turns a run folder into a `Run`, `page` a `Run` into words, tables and HTML. Neither needs torch or a network.
+`read` turns a run folder into a `Run`, `ledger` a `Run` into figures, `page` both into HTML. None needs torch or a
+network.
 """
 
 from runner.desk.report.page import write

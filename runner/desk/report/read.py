@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from runner.desk.report.files import Entry, png_size, tree
+
 EXPORTS = ("quant_model_weight_*.safetensors*", "quant_model_description_*.json")
 FLOAT_WEIGHTS = "diffusion_pytorch_model*.safetensors"
 PICTURES = (".mp4", ".png")
@@ -53,17 +55,6 @@ class Layer:
     shape: str
     quantized: bool
     why: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A file, or a folder with what is in it: `size` in bytes and number of `files`, both over everything below."""
-
-    name: str
-    path: str
-    size: int
-    files: int
-    entries: Sequence["Entry"] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,8 +112,7 @@ class Reader:
         return value if isinstance(value, dict) else {}
 
     def rows(self, path: str, expected: bool) -> list[dict[str, Any]]:
-        value = self._json(path, expected)
-        return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
+        return _rows(self._json(path, expected))
 
     def _json(self, path: str, expected: bool) -> Any:
         try:
@@ -156,7 +146,7 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         name=str(run.get("name") or folder.name),
         created=str(run.get("created") or ""),
-        command=[str(word) for word in run.get("command") or ()],
+        command=[str(word) for word in _list(run.get("command"))],
         config=config,
         origin=_mapping(run.get("origin")),
         checkpoint=_mapping(run.get("checkpoint")),
@@ -199,39 +189,21 @@ def number(mapping: Any, *keys: str) -> float | None:
     return None
 
 
-def png_size(path: Path) -> tuple[int, int] | None:
-    """Width and height from a PNG's header, so that the page can keep its place before it has loaded."""
-    try:
-        with path.open("rb") as file:
-            head = file.read(24)
-    except OSError:
-        return None
-    if len(head) < 24 or head[:8] != b"\x89PNG\r\n\x1a\n":
-        return None
-    return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-
-
-def tree(folder: Path, root: Path | None = None) -> Entry:
-    """All files below a folder, folders first, each by name; links to elsewhere are listed and not followed."""
-    root = root or folder
-    entries = []
-    for path in sorted(folder.iterdir(), key=lambda p: (not p.is_dir(), p.name)):
-        if path.is_dir() and not path.is_symlink():
-            entries.append(tree(path, root))
-        elif path.name != "report.html" and not path.name.startswith("."):
-            size = path.lstat().st_size
-            entries.append(Entry(path.name, path.relative_to(root).as_posix(), size, files=1))
-    size, files = sum(entry.size for entry in entries), sum(entry.files for entry in entries)
-    return Entry(folder.name, folder.relative_to(root).as_posix(), size, files, entries)
-
-
 def _mapping(value: Any) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _rows(value: Any) -> list[dict[str, Any]]:
+    return [row for row in _list(value) if isinstance(row, dict)]
+
+
 def _stages(reader: Reader, plan: Mapping[str, Any], status: Mapping[str, Any]) -> list[Stage]:
     """The plan's lines; a stage before the one that status.json names is over, one after it has not begun."""
-    planned = [row for row in plan.get("stages") or () if isinstance(row, dict)]
+    planned = _rows(plan.get("stages"))
     names = [str(row.get("stage")) for row in planned]
     state, current = status.get("state"), status.get("stage")
     position = names.index(current) if current in names else (len(names) if state == "done" else 0)
@@ -245,13 +217,12 @@ def _stages(reader: Reader, plan: Mapping[str, Any], status: Mapping[str, Any]) 
         else:
             became = "skipped" if over == "skipped" else "waiting"
         measured = reader.mapping(f"measurements/{name}.json", expected=False)
-        writes = row.get("writes") or ""
         stages.append(
             Stage(
                 name=name,
                 state=became,
                 reason=str(row.get("reason") or ""),
-                writes=", ".join(map(str, writes)) if isinstance(writes, list) else str(writes),
+                writes=str(row.get("writes") or ""),
                 seconds=number(measured, "seconds"),
             )
         )
@@ -263,9 +234,9 @@ def _clips(reader: Reader, metrics: Mapping[str, Any], quantized: bool, sampled:
     references = {
         (row.get("prompt"), row.get("seed")): _picture(reader.folder, "dump", row)
         for row in reader.rows("dump/prompts.json", expected=False)
-        if "text" in (row.get("roles") or row.get("role") or ["text"])
+        if "text" in (row.get("roles") or ["text"])
     }
-    figures = {row.get("index"): row for row in metrics.get("prompts") or () if isinstance(row, dict)}
+    figures = {row.get("index"): row for row in _rows(metrics.get("prompts"))}
     clips = []
     for place, row in enumerate(reader.rows("sample/prompts.json", expected=sampled)):
         prompt, seed = row.get("prompt"), row.get("seed")
@@ -287,13 +258,12 @@ def _picture(folder: Path, stage: str, row: Mapping[str, Any], place: int = 0) -
 def _layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
     layers = []
     for row in rows:
-        shape = row.get("shape") or ()
         layers.append(
             Layer(
-                name=str(row.get("layer") or row.get("name") or "?"),
+                name=str(row.get("layer") or "?"),
                 snr_db=_decibel(row, "snr_db"),
                 weight_snr_db=_decibel(row, "weight_snr_db"),
-                shape=" × ".join(map(str, shape)) if isinstance(shape, (list, tuple)) else str(shape),
+                shape=" × ".join(map(str, _list(row.get("shape")))),
                 quantized=bool(row.get("quantized", True)),
                 why=str(row.get("why") or ""),
             )

@@ -10,7 +10,16 @@ if TYPE_CHECKING:
     from .transformer import OSP12Transformer
     from .vae import OSP12VAE
 
-__all__ = ["OSP12Pipeline", "OSP12PipelineOutput", "OSP12Transformer", "OSP12VAE", "apply_template", "load", "load_transformer", "skeleton"]
+__all__ = [
+    "OSP12Pipeline",
+    "OSP12PipelineOutput",
+    "OSP12Transformer",
+    "OSP12VAE",
+    "apply_template",
+    "load",
+    "load_transformer",
+    "skeleton",
+]
 
 _MODULES = {
     "OSP12Pipeline": "pipeline",

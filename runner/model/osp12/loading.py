@@ -34,8 +34,7 @@ def load(
 ) -> OSP12Pipeline:
     """The pipeline of a model section (the keys of conf/model/osp12.yaml) in eval mode, without gradients.
 
-    Around the float transformer of the checkpoint, or around the one given, which then takes its place unread.
-
+    Its transformer is the checkpoint's, or the one given, and then the checkpoint's is not read. Of the section
     `checkpoint` and `dtype` are needed; `vae`, `text_encoder`, `revision`, `cache_dir`, `enable_tiling`,
     `tile_overlap_factor` and `save_memory` count when they are there. Parts are read in `dtype` and go to the device
     one by one, so that the host holds no more than the largest. Raises CheckpointError, naming the place, when a part
@@ -57,7 +56,9 @@ def load(
     vae = OSP12VAE.from_pretrained(places["vae"], torch_dtype=dtype, **hub(places["vae"])).to(device)
     if model.get("enable_tiling"):
         vae.enable_guide_tiling(model.get("tile_overlap_factor", 0.25), bool(model.get("save_memory")))
-    transformer = load_transformer(model, device) if transformer is None else transformer.to(device)
+    if transformer is None:
+        transformer = load_transformer(model, device)
+    transformer.to(torch.device(device))  # type: ignore[arg-type]  # so does diffusers
     for part in (text_encoder, vae, transformer):
         part.eval().requires_grad_(False)
     return OSP12Pipeline(

@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,12 @@ from .transformer import OSP12Transformer
 from .vae import OSP12VAE
 
 logger = logging.get_logger(__name__)
+
+
+@cache
+def _warn_once(message: str) -> None:
+    logger.warning(message)
+
 
 OUTPUT_TYPES = ("latent", "np", "pt")
 GUIDANCE_BATCHES = ("joint", "separate")
@@ -81,7 +88,7 @@ class OSP12Pipeline(DiffusionPipeline):
         texts = [prepare(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
         for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
             if len(ids) > max_sequence_length:
-                logger.warning(f"the prompt {text!r} is {len(ids)} tokens long and was cut to {max_sequence_length}")
+                _warn_once(f"the prompt {text!r} is {len(ids)} tokens long and was cut to {max_sequence_length}")
         tokens = self.tokenizer(
             texts, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
         ).to(self._execution_device)

@@ -7,12 +7,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.model.osp12.templates import TEMPLATES
+
 CLASS_NAMES = (
     "OpenSoraT2V",
     "OSP12Transformer",
 )  # what config.json may call the transformer: the release, this project
 AUTOENCODERS = ("CausalVAEModel_D4_4x8x8",)
-TEMPLATES = ("plain", "unwatermarked")
 TEXT_ENCODER = "google/mt5-xxl"  # the release does not ship its text encoder
 TIME_FACTOR = 4  # frames a latent frame holds, after the first, which stands alone
 SIDE_FACTOR = 16  # pixels a token spans: 8 by the VAE, 2 by the patches
@@ -39,7 +40,7 @@ def faults(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "model_type", "expected dit, the only type of this model"
     template = model.get("template")
     if template is not None and template not in TEMPLATES and template.count("{}") != 1:
-        yield "template", "expected plain, unwatermarked, or a text of your own with {} where the prompt goes"
+        yield "template", f"expected {', '.join(TEMPLATES)}, or a text of your own with {{}} where the prompt goes"
 
 
 def checkpoint_faults(folder: Path) -> Iterator[str]:

@@ -11,19 +11,20 @@ UNWATERMARKED = (
     "    sharp focus, high budget, cinemascope, moody, epic, gorgeous\n    "
 )
 
-# The reference has one negative prompt for both. The {} at its end takes further words; with "" nothing is added.
+# The reference's negative prompt, the same with both; conf/model/osp12.yaml holds it as the default of its key.
 NEGATIVE = (
     "\n    nsfw, lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, "
-    "worst quality, \n    low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry.\n    {}"
+    "worst quality, \n    low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry.\n    "
 )
 
 TEMPLATES = {"plain": PLAIN, "unwatermarked": UNWATERMARKED}
-NEGATIVE_TEMPLATES = {"plain": NEGATIVE, "unwatermarked": NEGATIVE}
 
 
-def apply_template(prompt: str, template: str, named: dict[str, str] = TEMPLATES) -> str:
-    """`prompt` in a template: a name in `named`, or a text of your own with one {}. Raises ValueError on another."""
-    text = named.get(template, template)
+def apply_template(prompt: str, template: str) -> str:
+    """`prompt` in a template: a name of TEMPLATES, or a text of your own with one {}. Raises ValueError on another."""
+    text = TEMPLATES.get(template, template)
     if text.count("{}") != 1:
-        raise ValueError(f"prompt template {template!r} is neither one of {', '.join(named)} nor a text with one {{}}")
+        raise ValueError(
+            f"prompt template {template!r} is neither one of {', '.join(TEMPLATES)} nor a text with one {{}}"
+        )
     return text.replace("{}", prompt)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from runner.model.osp12 import rules
 from runner.model.osp12.caption import clean_caption, normalize_caption
-from runner.model.osp12.templates import NEGATIVE_TEMPLATES, TEMPLATES, apply_template
+from runner.model.osp12.templates import NEGATIVE, TEMPLATES, apply_template
 
 ROOT = Path(__file__).parents[3]
 PAIRS = json.loads((ROOT / "tests/data/osp12/pipeline/text.json").read_text())
@@ -86,7 +86,7 @@ def test_plain_words_stay_and_addresses_go(words, address, place):
 
 def test_the_templates_are_the_reference_s():
     assert apply_template("A young man at his 20s is sitting on a piece of cloud in the sky, reading a book.", "plain") == ARGS["prompt"]  # fmt: skip  # noqa: E501
-    assert apply_template("", "plain", NEGATIVE_TEMPLATES) == ARGS["negative_prompt"]
+    assert NEGATIVE == ARGS["negative_prompt"]
     cleaned = clean_caption(apply_template("a cat", "unwatermarked"))
     assert cleaned == (
         "masterpiece , best quality , ultra-detailed , unwatermarked , a cat. emotional, harmonious, vignette, 4k epic "
@@ -102,7 +102,7 @@ def test_a_template_of_one_s_own_takes_the_prompt_as_it_is():
 
 
 def test_the_rules_know_the_templates():
-    assert set(rules.TEMPLATES) == set(TEMPLATES) == set(NEGATIVE_TEMPLATES)
+    assert set(rules.TEMPLATES) == set(TEMPLATES)
 
 
 def test_templates_and_rules_need_no_torch():

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
 
-from runner.model import blocks, load_pipeline, osp12
+from runner.model import apply_template, blocks, load_pipeline, load_transformer, osp12, skeleton
 from runner.model.checkpoint import CheckpointError
 from runner.model.osp12 import loading
 
@@ -94,6 +94,28 @@ def test_a_t5_with_a_fast_tokenizer(release):
     pipeline = load(release)
     assert isinstance(pipeline.text_encoder, T5EncoderModel) and (folder / "tokenizer.json").is_file()
     assert pipeline.tokenizer("a red boat", padding="max_length", max_length=9).input_ids == before.input_ids
+
+
+def test_a_transformer_can_be_given_and_the_checkpoint_s_is_not_read(release):
+    given = load_transformer(section(release), "cpu")
+    assert given.dtype == torch.bfloat16 and not given.training
+    assert not any(p.requires_grad for p in given.parameters())
+    (release / "diffusion_pytorch_model.safetensors").write_bytes(b"unreadable")
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load(release)
+    pipeline = load_pipeline(section(release), "DDIM", "cpu", given)
+    assert pipeline.transformer is given
+
+
+def test_a_skeleton_has_the_shapes_and_no_weights(tiny_checkpoint):
+    bones, whole = skeleton(section(tiny_checkpoint)), load_transformer(section(tiny_checkpoint), "cpu")
+    assert all(p.is_meta for p in bones.parameters())
+    for (name, bone), (other, full) in zip(bones.named_parameters(), whole.named_parameters(), strict=True):
+        assert (name, bone.shape, bone.dtype) == (other, full.shape, full.dtype)
+
+
+def test_the_template_of_the_model_section_is_applied():
+    assert apply_template({"name": "osp12", "template": "see {}"}, "a boat") == "see a boat"
 
 
 def test_what_is_missing_is_named(release, tmp_path):

@@ -1,0 +1,67 @@
+"""The shipped checkpoint: its layout, size and quality as far as seconds tell; `runner.embedded.evaluate` has the rest."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from runner.embedded import world
+from runner.embedded.evaluate import WEIGHTS, attribute_scores, decode, spread, vae_figures
+from runner.embedded.judge import NONE, judge
+
+pytestmark = pytest.mark.skipif(not (WEIGHTS / "config.json").is_file(), reason="no weights are shipped yet")
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    from runner.model.osp12.loading import load
+
+    return load({"checkpoint": "embedded", "dtype": "bf16"}, "EulerAncestralDiscrete", "cpu")
+
+
+def test_the_folder_is_small_and_in_the_released_layout() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.rglob("*") if path.is_file()) <= 16_000_000
+    for part, name in ((".", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        json.loads((WEIGHTS / part / "config.json").read_text())
+        with safe_open(WEIGHTS / part / f"{name}.safetensors", "pt") as file:
+            assert {file.get_slice(key).get_dtype() for key in file.keys()} == {"BF16"}
+    assert (WEIGHTS / "README.md").is_file() and (WEIGHTS / "text_encoder/tokenizer.json").is_file()
+
+
+def test_its_prompts_are_captions_that_the_judge_can_hold_clips_against() -> None:
+    defaults = yaml.safe_load((WEIGHTS / "defaults.yaml").read_text())
+    text, calibration = (defaults["prompts"][key] for key in ("text", "calibration"))
+    assert len(text) == len(calibration) == 4 and not set(text) & set(calibration)
+    assert any(world.parse(each) in world.UNSEEN for each in text)
+    assert all(world.parse(each) for each in calibration)
+    model = defaults["model"]
+    assert (model["num_frames"], model["height"], model["width"]) == (world.FRAMES, world.SIZE, world.SIZE)
+
+
+def test_the_autoencoder_keeps_held_out_clips(pipeline) -> None:
+    figures = vae_figures(pipeline.vae, 36)
+    assert figures["psnr_db_median"] >= 30
+    assert figures["judge_right"] >= 0.97
+
+
+def test_its_latents_have_the_scale_that_the_pipeline_expects(pipeline) -> None:
+    from runner.embedded.train_vae import held_out_clips, to_video
+
+    video = to_video([clip for clip, _ in held_out_clips(8)]).bfloat16()
+    with torch.no_grad():
+        latents = pipeline.vae.encode(video).latent_dist.mode().float() * pipeline.vae.scaling_factor
+    assert abs(float(latents.mean())) < 0.15 and abs(float(latents.std()) - 1) < 0.15
+
+
+def test_decoded_noise_shows_nothing(pipeline) -> None:
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(8, 1, 4, 5, 8, 8, generator=generator)
+    assert sum(judge(decode(pipeline.vae, each)) == NONE for each in noise) >= 7
+
+
+def test_generated_clips_show_what_their_captions_say(pipeline) -> None:
+    right = attribute_scores(pipeline, spread("seen", 8, 1) + spread("unseen", 4, 1), 20, 4.0, seed=7)
+    assert np.mean(right) >= 0.8
