@@ -11,6 +11,7 @@ A recording is a folder with one part for each prompt:
 
 from __future__ import annotations
 
+import functools
 import json
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -113,6 +114,7 @@ class Steps:
     def __enter__(self) -> Steps:
         step = self.scheduler.step
 
+        @functools.wraps(step)  # pipelines ask for its signature before they pass a generator
         def advance(*args: Any, **kwargs: Any) -> Any:
             result = step(*args, **kwargs)
             self.position += 1

@@ -147,3 +147,15 @@ def test_batches_over_different_steps_are_refused(tmp_path):
     (tmp_path / "prompts.json").write_text(json.dumps(entries))
     with pytest.raises(ValueError, match=r"\[2, 3\] steps"):
         Recording(tmp_path).statistics()
+
+
+def test_a_pipeline_still_sees_what_the_scheduler_takes():
+    """Pipelines read the signature of `step` to learn whether it takes a generator."""
+    import inspect
+
+    from runner.sampler import make_scheduler
+
+    pipeline = toy_pipeline()
+    pipeline.scheduler = make_scheduler("EulerAncestralDiscrete")
+    with Steps(pipeline):
+        assert "generator" in inspect.signature(pipeline.scheduler.step).parameters

@@ -130,7 +130,7 @@ class Sample(Section):
 
 class Timing(Section):
     warmup: int = Field(ge=0, description="steps before time is taken")
-    repeats: int = Field(ge=1, description="timed steps of each arm, taken in turn")
+    repeats: int = Field(ge=0, description="timed steps of each arm, taken in turn; 0 times none")
 
 
 class Config(Section):

@@ -135,7 +135,7 @@ def test_all_faults_at_once(checked):
         ("quant.include=[]", "a list that is not empty"),
         ("quant.exclude=proj_out", "a list"),
         ("sample.judge=me", "none or world"),
-        ("timing.repeats=0", "at least 1"),
+        ("timing.repeats=-1", "at least 0"),
         ("name=a/b", "letters, digits"),
         ("hardware.env.A=1", "a text"),
         ("dump.from=nowhere.pth", "no such file"),

@@ -1,4 +1,4 @@
-"""The shipped checkpoint: its layout, size and quality as far as seconds tell; `runner.embedded.evaluate` has the rest."""
+"""The shipped checkpoint: layout, size and quality, as far as seconds tell (all: `runner.embedded.evaluate`)."""
 
 import json
 
