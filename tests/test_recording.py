@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from runner.recording import BINS, HISTOGRAM_EDGES, Calls, LinearStatistics, Recording, Steps, histogram
+from runner.recording import Calls, Recording, Steps
+from runner.statistics import BINS, HISTOGRAM_EDGES, LinearStatistics, histogram
 
 
 class Toy(nn.Module):

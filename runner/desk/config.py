@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 # Folders and files: relative to the working folder when given, absolute in run.json.
-PATHS = ("output", "model.cache_dir", "quant.folder", "dump.from", "dump.folder", "sample.folder")
+PATHS = (
+    *("output", "model.cache_dir", "quant.folder", "dump.from", "dump.folder"),
+    *("sample.folder", "sample.lpips", "sample.clip"),
+)
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,10 @@ def _between(config: dict[str, Any], checkpoint: Checkpoint | None, wrong: set[s
     yield from _prompts(config, good)
     if good("dump.from") and (file := config["dump"]["from"]) is not None and not os.path.isfile(file):
         yield Fault("dump.from", "there is no such file", file)
+    for name in ("lpips", "clip"):
+        folder = config["sample"].get(name) if good(f"sample.{name}") else None
+        if folder is not None and not os.path.isdir(folder):
+            yield Fault(f"sample.{name}", "there is no such folder", folder)
     if good("sampler.sample_method"):
         yield from _sample_method(config["sampler"]["sample_method"])
     if good("hardware.device") and config["hardware"]["device"] == "cuda" and (reason := _no_cuda()):

@@ -114,7 +114,10 @@ STAGES = (
         "sample",
         version=1,
         writes="videos, comparison with float",
-        fields=(*GENERATION, "sample.save", "sample.compare", "sample.judge", "cache.policy", "cache.config"),
+        fields=(
+            *(*GENERATION, "sample.save", "sample.compare", "sample.judge", "sample.lpips", "sample.clip"),
+            *("cache.policy", "cache.config"),
+        ),
         builds_on=("dump", "quantize", "search"),
         prompts=lambda config: {"text": config["prompts"]["text"]},
         clips=lambda config: math.ceil(len(config["prompts"]["text"]) / config["model"]["batch_size"]),

@@ -126,6 +126,8 @@ class Sample(Section):
     folder: Text | None = Field(description="folder that also gets the videos")
     compare: bool = Field(description="against the float model, on the same prompts and seeds")
     judge: Literal["none", "world"] = Field(description="who scores the clips: nobody, or the little world's judge")
+    lpips: Text | None = Field(description="folder with weights of LPIPS: also measure that distance to float")
+    clip: Text | None = Field(description="folder of a CLIP model: also score clips by their prompts")
 
 
 class Timing(Section):

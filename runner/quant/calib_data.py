@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from runner.recording import LinearStatistics, Recording
+from runner.recording import Recording
+from runner.statistics import LinearStatistics
 
 
 def write_calib_data(recording: Recording, transformer: nn.Module, file: Path, *, timesteps: bool = False) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 
 from runner.generation import Clock, forwards, generate, save_part
 from runner.quant.calib_data import replay, write_calib_data
-from runner.recording import Calls, LinearStatistics, Recording, Steps
+from runner.recording import Calls, Recording, Steps
+from runner.statistics import LinearStatistics
 from runner.worker import Context
 
 

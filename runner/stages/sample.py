@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from runner.generation import Clock, forwards, generate, race, save_part
 from runner.media import contact_sheet
 from runner.metrics.compare import Clip, compare
+from runner.metrics.perceptual import ClipScore, Lpips
 from runner.model import load_pipeline, load_transformer, skeleton
 from runner.quant import export, scheme
 from runner.quant.ledger import count
@@ -51,7 +52,15 @@ def run(context: Context, draft: Path) -> None:
             )
     if config["sample"]["compare"]:
         references = Recording(context.artifacts["dump"]).parts("text")
-        metrics |= compare(map(_clip, references), map(_clip, _parts(draft)), _prompts(config), _judge(config))
+        lpips, clip = config["sample"]["lpips"], config["sample"]["clip"]
+        metrics |= compare(
+            map(_clip, references),
+            map(_clip, _parts(draft)),
+            _prompts(config),
+            judge=_judge(config),
+            distance=Lpips(lpips) if lpips else None,
+            clip_score=ClipScore(clip) if clip else None,
+        )
         if config["sample"]["save"]:
             rows = zip(_prompts(config), references, _parts(draft), strict=True)
             contact_sheet(_rows(list(rows)[:SHEET_ROWS]), draft / "contact_sheet.png")

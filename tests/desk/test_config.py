@@ -139,6 +139,7 @@ def test_all_faults_at_once(checked):
         ("name=a/b", "letters, digits"),
         ("hardware.env.A=1", "a text"),
         ("dump.from=nowhere.pth", "no such file"),
+        ("sample.lpips=nowhere", "no such folder"),
         ("~seed", "needs one"),
     ],
 )

@@ -33,7 +33,10 @@ EVERYTHING = {
 }  # fmt: skip
 FROM_CALIBRATE = {"quant.observer": "mse", "quant.include": ["*to_q"], "quant.exclude": []}
 FROM_QUANTIZE = {"quant.scheme": "w8a8_dynamic"}
-SAMPLE_ALONE = {"sample.save": False, "sample.judge": "world", "cache.policy": "dit", "cache.config": "a.json"}
+SAMPLE_ALONE = {
+    "sample.save": False, "sample.judge": "world", "sample.lpips": "/l", "sample.clip": "/c", "cache.policy": "dit",
+    "cache.config": "a.json",
+}  # fmt: skip
 NOTHING = {
     "name": "other", "output": "/elsewhere", "show": "plan", "launch": "print", "until": "dump", "redo": ["dump"],
     "model.revision": "main", "model.cache_dir": "/c", "model.keep_float": [], "quant.percentile": 99.0,

@@ -1,4 +1,4 @@
-"""The whole spine on a small random checkpoint in the released layout: what the run folder holds, and that it is true."""
+"""The whole spine on a small random checkpoint in the released layout: what the run folder holds, and that it holds."""
 
 import json
 import os
