@@ -20,7 +20,7 @@ class VAEPlan:
     """Phases of (frames, batch, iterations): stills teach shapes and colors at a fraction of a clip's cost, and the
     last phase is whole clips, because the norms average over a clip."""
 
-    phases: tuple[tuple[int, int, int], ...] = ((1, 8, 1100), (5, 2, 250), (world.FRAMES, 1, 850))
+    phases: tuple[tuple[int, int, int], ...] = ((1, 8, 1100), (5, 2, 250), (world.FRAMES, 1, 1850))
     rate: float = 2e-3
     kl: float = 2e-5
     check: int = 250

@@ -1,0 +1,101 @@
+"""A rehearsal at the released size: 2.77 billion random bf16 parameters through the whole recipe, within 14 GiB.
+
+Random weights say nothing of quality; what is held here is that the released layout loads, runs, quantizes, exports and
+loads again, and how much memory that takes. Needs 24 GiB of memory and 30 GB of disk; minutes. Run it by
+
+    pytest -s -m rehearsal tests/test_rehearsal.py
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from runner.model.osp12.transformer import OSP12Transformer
+from runner.model.osp12.vae import OSP12VAE
+from runner.quant import export
+
+pytestmark = pytest.mark.rehearsal
+
+DATA = Path(__file__).parent / "data" / "osp12"
+LIMIT = 14 * 2**30
+
+
+def random_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Weights of standard deviation 0.02, norms at one, biases at zero, in bf16."""
+    generator = torch.Generator().manual_seed(0)
+    state = {}
+    for name, shape in ((name, tensor.shape) for name, tensor in module.state_dict().items()):
+        tensor = torch.zeros(shape, dtype=torch.bfloat16)
+        if "norm" in name and name.endswith("weight") and len(shape) == 1:
+            tensor.fill_(1)
+        elif not name.endswith("bias"):
+            tensor.normal_(0, 0.02, generator=generator)
+        state[name] = tensor
+    return state
+
+
+def write(folder: Path, module: torch.nn.Module, class_name: str) -> None:
+    folder.mkdir(parents=True)
+    config = {key: value for key, value in module.config.items() if not key.startswith("_")}
+    (folder / "config.json").write_text(json.dumps({"_class_name": class_name, **config}))
+    save_file(random_state(module), folder / "diffusion_pytorch_model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory: pytest.TempPathFactory):
+    """A folder laid out like the release: transformer, VAE, and a one-layer mT5 of the released width."""
+    from transformers import MT5Config, MT5EncoderModel
+
+    root = tmp_path_factory.mktemp("released")
+    with torch.device("meta"):
+        transformer = OSP12Transformer(sample_size=[60, 80], sample_size_t=8, interpolation_scale_h=1.0)
+        vae = OSP12VAE()
+    write(root / "29x480p", transformer, "OpenSoraT2V")
+    write(root / "vae", vae, "CausalVAEModel")
+    shutil.copytree(DATA / "text_encoder", root / "text_encoder")
+    vocabulary = json.loads((DATA / "text_encoder" / "config.json").read_text())["vocab_size"]
+    config = MT5Config(vocab_size=vocabulary, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=1)
+    MT5EncoderModel(config).to(torch.bfloat16).save_pretrained(root / "text_encoder")
+    yield root
+    shutil.rmtree(root)
+
+
+def test_the_whole_recipe_at_the_released_size(released: Path, tmp_path: Path) -> None:
+    start = time.perf_counter()
+    arguments = [
+        "+recipe=osp12_w8a8",
+        f"model.checkpoint={released / '29x480p'}",
+        *("model.num_frames=5", "model.height=128", "model.width=128", "sampler.num_sampling_steps=2"),
+        *("prompts.text=a quiet harbor at dawn", "timing.warmup=0", "timing.repeats=1", f"output={tmp_path}"),
+    ]
+    done = subprocess.run([sys.executable, "-m", "runner", *arguments], capture_output=True, text=True, env=os.environ)
+    print(done.stdout, done.stderr)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(f"peak memory of the worker {peak / 2**30:.2f} GiB, {time.perf_counter() - start:.0f} s")
+    assert done.returncode == 0
+    assert peak < LIMIT
+
+    (run,) = (tmp_path / "osp12_w8a8").iterdir()
+    tensors, description = export.load(run / "quantize")
+    quantized = [key for key, tag in description.items() if tag == "W8A8" and key.endswith(".weight")]
+    # 32 blocks of 4 + 4 attention projections and the feed-forward's first linear, and the caption projection's two.
+    assert len(quantized) == 32 * 9 + 2
+    assert sum(tensors[key].numel() for key in quantized) == 32 * (8 * 2304**2 + 2304 * 9216) + 2304 * (4096 + 2304)
+    weight, scale = (
+        tensors["transformer_blocks.31.attn2.to_v.weight"],
+        tensors["transformer_blocks.31.attn2.to_v.weight_scale"],
+    )
+    assert weight.dtype == torch.int8 and int(weight.abs().max()) == 127 and scale.shape == (2304, 1)
+    ledger = json.loads((run / "sample" / "metrics.json").read_text())["ledger"]
+    assert ledger["int8_matmuls"] == len(quantized)
