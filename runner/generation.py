@@ -94,24 +94,26 @@ def generate(
 
 
 class Clock:
-    """Collects the times of generations: seconds a clip end to end, a denoising step, and decoding."""
+    """Collects the times of generations: seconds a clip end to end, a denoising step, and decoding.
+
+    The first generation of a process warms it up (kernels are chosen, weights laid out); it counts only if it is alone.
+    """
 
     def __init__(self) -> None:
-        self._clips: list[float] = []
-        self._steps: list[float] = []
-        self._decodes: list[float] = []
+        self._timed: list[tuple[float, list[float], float]] = []
 
     def add(self, generation: Generation, clips: int) -> None:
-        self._clips.append(generation.seconds / clips)
-        self._steps += generation.step_seconds
-        self._decodes.append(generation.decode_seconds / clips)
+        seconds, decoding = generation.seconds / clips, generation.decode_seconds / clips
+        self._timed.append((seconds, generation.step_seconds, decoding))
 
     def summary(self) -> dict[str, Any]:
         """Medians with quartiles; steps are seconds a step of one batch, the others seconds a clip."""
+        timed = self._timed[1:] or self._timed
         return {
-            "clip_seconds": spread(self._clips),
-            "step_seconds": spread(self._steps),
-            "decode_seconds": spread(self._decodes),
+            "warmed_up": len(self._timed) > 1,
+            "clip_seconds": spread([seconds for seconds, _, _ in timed]),
+            "step_seconds": spread([step for _, steps, _ in timed for step in steps]),
+            "decode_seconds": spread([decoding for _, _, decoding in timed]),
         }
 
 

@@ -21,7 +21,7 @@ class Ticker:
 
 
 class _Plain(Ticker):
-    """Prints a line at each tenth of the work, at most every two seconds, and at the end."""
+    """Prints a line at each tenth of the work, at most every two seconds."""
 
     def __init__(self, console: Console, stage: str, total: int) -> None:
         super().__init__(total)
@@ -32,7 +32,7 @@ class _Plain(Ticker):
     def advance(self, steps: int = 1) -> None:
         super().advance(steps)
         now, tenth = time.perf_counter(), 10 * self.done // max(self.total, 1)
-        if tenth > self._tenth and (now - self._last > 2 or self.done >= self.total):
+        if tenth > self._tenth and now - self._last > 2 and self.done < self.total:
             self._tenth, self._last = tenth, now
             elapsed = now - self._start
             left = elapsed / self.done * (self.total - self.done)

@@ -6,6 +6,7 @@ while the model does not change.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import logging
@@ -61,6 +62,7 @@ class Bench:
     def release(self) -> None:
         """Drop the float pipeline, so that the next stage's memory is its own."""
         self._pipeline = None
+        gc.collect()  # modules refer to each other in circles
 
 
 class Context:
