@@ -18,12 +18,14 @@ class LayerQuality:
     """One quantized linear against its float original.
 
     snr_db: 10 log10(sum y^2 / sum (yq - y)^2) of its outputs, both fed the recorded float input, so that the noise is
-    this layer's own and not what earlier layers pass on. weight_snr_db: the same of its weights. Both are infinite
-    where there is no noise. shape: (N, K); calls, rows: how often it ran, on how many input rows in all.
+    this layer's own and not what earlier layers pass on. worst_call_snr_db: the same of the worst call alone, which a
+    sum over steps of very different scale hides. weight_snr_db: the same of its weights. All are infinite where there
+    is no noise. shape: (N, K); calls, rows: how often it ran, on how many input rows in all.
     """
 
     layer: str
     snr_db: float
+    worst_call_snr_db: float
     weight_snr_db: float
     shape: tuple[int, int]
     calls: int
@@ -40,15 +42,14 @@ def snr_by_layer(
     """
     linears = {name: cast(nn.Linear, float_model.get_submodule(name)) for name in quantized_layers}
     device = next(float_model.parameters()).device
-    sums = {name: torch.zeros(2, dtype=torch.float64, device=device) for name in linears}
-    counts = {name: [0, 0] for name in linears}
+    energies: dict[str, list[Tensor]] = {name: [] for name in linears}  # of signal and noise, by call
+    rows = dict.fromkeys(linears, 0)
 
     def compare(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             noise = quantized_layers[name](args[0]).float() - output.float()
-            sums[name] += torch.stack([_energy(output), _energy(noise)])
-            counts[name][0] += 1
-            counts[name][1] += output.numel() // output.shape[-1]
+            energies[name].append(torch.stack([_energy(output), _energy(noise)]))
+            rows[name] += output.numel() // output.shape[-1]
 
         return hook
 
@@ -59,19 +60,22 @@ def snr_by_layer(
     finally:
         for hook in hooks:
             hook.remove()
-    if unseen := [name for name, (n, _) in counts.items() if n == 0]:
+    if unseen := [name for name, calls_of in energies.items() if not calls_of]:
         raise ValueError(f"no recorded call reaches {', '.join(unseen[:8])}")
-    result = [
-        LayerQuality(
-            layer=name,
-            snr_db=_decibel(*sums[name].tolist()),
-            weight_snr_db=weight_snr(linears[name].weight, layer.dequantized_weight()),
-            shape=(layer.out_features, layer.in_features),
-            calls=counts[name][0],
-            rows=counts[name][1],
+    result = []
+    for name, layer in quantized_layers.items():
+        by_call = torch.stack(energies[name])
+        result.append(
+            LayerQuality(
+                layer=name,
+                snr_db=_decibel(*by_call.sum(0).tolist()),
+                worst_call_snr_db=min(_decibel(*call) for call in by_call.tolist()),
+                weight_snr_db=weight_snr(linears[name].weight, layer.dequantized_weight()),
+                shape=(layer.out_features, layer.in_features),
+                calls=len(by_call),
+                rows=rows[name],
+            )
         )
-        for name, layer in quantized_layers.items()
-    ]
     return sorted(result, key=lambda quality: quality.snr_db)
 
 

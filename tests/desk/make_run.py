@@ -173,7 +173,11 @@ def layers_json() -> list[Json]:
             if linear == "ff.net.2":
                 kept.append({"layer": name, "quantized": False, "why": "*net.2*"})
             else:
-                noise = {"snr_db": 24 + 14 * dice.random() - 6 * (block == 3), "weight_snr_db": 44.1}
+                noise = {
+                    "snr_db": 24 + 14 * dice.random() - 6 * (block == 3),
+                    "worst_call_snr_db": 21.5,
+                    "weight_snr_db": 44.1,
+                }
                 rows.append({"layer": name, **noise, "shape": [192, 192], "calls": 8, "rows": 640, "quantized": True})
     rows.sort(key=lambda row: row["snr_db"])
     return [*rows, *kept, {"layer": "proj_out", "quantized": False, "why": "proj_out"}]

@@ -45,6 +45,8 @@ def test_figures_against_stored_activations(toy: ToyDiT, tmp_path: Path) -> None
     with torch.no_grad():
         assert by_name[name].snr_db == pytest.approx(decibel(linear(x), layers[name](x) - linear(x)), abs=0.01)
         assert by_name[name].snr_db == pytest.approx(40, abs=10)  # eight bits on bell-shaped inputs
+        by_call = [decibel(linear(t), layers[name](t) - linear(t)) for t in kept]
+        assert by_name[name].worst_call_snr_db == pytest.approx(min(by_call), abs=0.01)
         noise = layers[name].dequantized_weight() - linear.weight
         assert by_name[name].weight_snr_db == pytest.approx(decibel(linear.weight, noise), abs=0.01)
     assert (by_name[name].shape, by_name[name].calls, by_name[name].rows) == ((32, 32), 3, 3 * 48)

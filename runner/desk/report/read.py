@@ -44,13 +44,14 @@ class Clip:
 
 @dataclass(frozen=True)
 class Layer:
-    """What quantization did to one linear layer, in decibels of its outputs and of its weights.
+    """What quantization did to one linear layer, in decibels of its outputs (all calls, the worst call) and weights.
 
     Infinite where there is no noise, None where none was measured. `why` is the pattern that kept it in float.
     """
 
     name: str
     snr_db: float | None
+    worst_call_snr_db: float | None
     weight_snr_db: float | None
     shape: str
     quantized: bool
@@ -262,6 +263,7 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
             Layer(
                 name=str(row.get("layer") or "?"),
                 snr_db=_decibel(row, "snr_db"),
+                worst_call_snr_db=_decibel(row, "worst_call_snr_db"),
                 weight_snr_db=_decibel(row, "weight_snr_db"),
                 shape=" × ".join(map(str, _list(row.get("shape")))),
                 quantized=bool(row.get("quantized", True)),
