@@ -6,7 +6,6 @@ while the model does not change.
 
 from __future__ import annotations
 
-import gc
 import importlib
 import json
 import logging
@@ -15,16 +14,15 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from runner.bench import Bench, Context
 from runner.desk.store import Store, write_whole
-from runner.hardware import open_device
-from runner.progress import Ticker, progress
 
 log = logging.getLogger("runner")
 
@@ -35,53 +33,6 @@ DELIVERED = {
     "quantize": ("quant", "quant_model_*"),
     "sample": ("sample", "videos/*"),
 }
-
-
-class Bench:
-    """What outlives a run: the device and the float pipeline that is loaded."""
-
-    def __init__(self) -> None:
-        self._pipeline: Any = None
-        self._loaded: tuple[str, ...] = ()
-
-    def pipeline(self, config: Mapping[str, Any]) -> Any:
-        """The float pipeline of this configuration, loaded once while the model section stays the same."""
-        from runner.model import load_pipeline
-
-        wanted = (
-            json.dumps(config["model"], sort_keys=True),
-            config["sampler"]["sample_method"],
-            config["hardware"]["device"],
-        )
-        if self._pipeline is None or self._loaded != wanted:
-            self._pipeline = None  # free the old one before the new one is read
-            self._pipeline = load_pipeline(config["model"], wanted[1], wanted[2])
-            self._loaded = wanted
-        return self._pipeline
-
-    def release(self) -> None:
-        """Drop the float pipeline, so that the next stage's memory is its own."""
-        self._pipeline = None
-        gc.collect()  # modules refer to each other in circles
-
-
-class Context:
-    """What a stage gets: the configuration, the artifacts it builds on, the bench, and where to report."""
-
-    def __init__(self, run: Path, bench: Bench, console: Console) -> None:
-        self.run = run
-        self.config: dict[str, Any] = json.loads((run / "run.json").read_text())["config"]
-        self.bench, self.console = bench, console
-        self.hardware = open_device(self.config["hardware"]["device"])
-        self.artifacts: dict[str, Path] = {}
-        self.measurements: dict[str, Any] = {}
-        self.stage = ""
-
-    def pipeline(self) -> Any:
-        return self.bench.pipeline(self.config)
-
-    def progress(self, total: int) -> AbstractContextManager[Ticker]:
-        return progress(self.console, self.stage, total)
 
 
 def follow(context: Context) -> None:
@@ -97,6 +48,7 @@ def follow(context: Context) -> None:
         context.stage, context.measurements = stage, {}
         entry = store.find(stage, key)
         if entry is None:
+            quiet()
             log.info("%s starts, key %s", stage, key)
             start = time.perf_counter()
             draft = store.draft(stage, key)
@@ -175,7 +127,6 @@ def attempt(run: Path, bench: Bench) -> bool:
 
 def main(runs: list[str]) -> int:
     """Follow each run in turn; the exit status is 1 if any failed."""
-    quiet()
     bench, failed = Bench(), False
     for run in map(Path, runs):
         with logged(run):

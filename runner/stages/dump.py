@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from runner.bench import Context
 from runner.generation import Clock, forwards, generate, save_part
 from runner.quant.calib_data import replay, write_calib_data
 from runner.recording import Calls, Recording, Steps
 from runner.statistics import LinearStatistics
-from runner.worker import Context
 
 
 @dataclass(frozen=True)

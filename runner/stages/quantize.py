@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 
+from runner.bench import Context
 from runner.model import skeleton
 from runner.progress import Ticker
 from runner.quant import export, scheme
@@ -22,7 +23,6 @@ from runner.quant.linear import W8A8Linear
 from runner.quant.observers import Range
 from runner.quant.quality import snr_by_layer
 from runner.recording import Recording
-from runner.worker import Context
 
 # Calls of each calibration prompt that the signal-to-noise ratios are measured on, spread evenly over its steps.
 CALLS = 4

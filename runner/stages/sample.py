@@ -17,6 +17,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from runner.bench import Context
 from runner.generation import Clock, forwards, generate, race, save_part
 from runner.media import contact_sheet
 from runner.metrics.compare import Clip, compare
@@ -25,7 +26,6 @@ from runner.model import load_pipeline, load_transformer, skeleton
 from runner.quant import export, scheme
 from runner.quant.ledger import count
 from runner.recording import Recording
-from runner.worker import Context
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def run(context: Context, draft: Path) -> None:
     quantized = config["quant"]["scheme"] != "none"
     pipeline = _quantized_pipeline(context) if quantized else context.pipeline()
     _generate(context, pipeline, draft)
+    parts = [draft / prompt["folder"] for prompt in _prompts(config)]
 
     metrics: dict[str, Any] = {}
     if quantized:
@@ -55,14 +56,14 @@ def run(context: Context, draft: Path) -> None:
         lpips, clip = config["sample"]["lpips"], config["sample"]["clip"]
         metrics |= compare(
             map(_clip, references),
-            map(_clip, _parts(draft)),
+            map(_clip, parts),
             _prompts(config),
             judge=_judge(config),
             distance=Lpips(lpips) if lpips else None,
             clip_score=ClipScore(clip) if clip else None,
         )
         if config["sample"]["save"]:
-            rows = zip(_prompts(config), references, _parts(draft), strict=True)
+            rows = zip(_prompts(config), references, parts, strict=True)
             contact_sheet(_rows(list(rows)[:SHEET_ROWS]), draft / "contact_sheet.png")
     (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
 
@@ -81,10 +82,6 @@ def _prompts(config: dict[str, Any]) -> list[dict[str, Any]]:
         {"index": index, "prompt": prompt, "seed": config["seed"] + index, "folder": f"prompt-{index:03d}"}
         for index, prompt in enumerate(config["prompts"]["text"])
     ]
-
-
-def _parts(draft: Path) -> list[Path]:
-    return sorted(path for path in draft.glob("prompt-*") if path.suffix != ".part")
 
 
 def _generate(context: Context, pipeline: Any, draft: Path) -> None:
