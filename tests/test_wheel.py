@@ -51,3 +51,11 @@ def test_the_shipped_weights_and_the_templates_of_the_page_travel(installed: Pat
         assert (installed / package.relative_to(ROOT)).is_dir(), package
     for template in (ROOT / "runner" / "desk" / "report").glob("*.jinja"):
         assert (installed / template.relative_to(ROOT)).is_file()
+
+
+def test_the_installed_package_generates_a_clip(installed: Path, tmp_path: Path) -> None:
+    prompt = "prompts.text=a red circle moving left"
+    done = run(installed, tmp_path, "+recipe=osp12_float", prompt, "sampler.num_sampling_steps=2")
+    assert done.returncode == 0, done.stderr
+    (video,) = tmp_path.glob("outputs/osp12_float/*/sample/videos/prompt-000.mp4")
+    assert video.stat().st_size > 0
