@@ -1,7 +1,7 @@
 """A judge without learning: which shape, color and motion does a clip of the little world show?
 
 It takes the brightness out of each pixel (backgrounds are neutral), finds the one hue that stands out, follows its
-blob through the frames and tells the shape by the symmetry of its outline. A clip in which no such blob is found shows "none".
+blob through the frames and tells the shape by the symmetry of its outline. Without such a blob it says "none".
 """
 
 from __future__ import annotations

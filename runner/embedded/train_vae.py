@@ -39,6 +39,9 @@ class VAEPlan:
         raise IndexError("past the plan's last iteration")
 
 
+REFINEMENT = VAEPlan(phases=((world.FRAMES, 1, 1600),), rate=1e-3, kl=0.0, seed=2)  # of the decoder alone
+
+
 def build_vae() -> OSP12VAE:
     """An untrained autoencoder of the released block types, 32 channels on every level, residual branches at 0."""
     vae = OSP12VAE(hidden_size=32, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, resolution=world.SIZE)
@@ -82,34 +85,44 @@ def held_out_clips(count: int, seed: int = 10**6) -> list[tuple[np.ndarray, str]
 
 def train_vae(folder: Path, device: torch.device, plan: VAEPlan, minutes: float | None = None) -> OSP12VAE | None:
     """Train, or go on where the folder stands. The scaled autoencoder, or None when `minutes` ended before the plan."""
-    journal = Journal(folder, "vae")
     torch.manual_seed(plan.seed)
     vae = build_vae()
     vae.to(device)  # type: ignore[arg-type]  # diffusers wraps `to` without its types
-    optimizer = torch.optim.AdamW(vae.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
+    return vae.eval() if _train(Journal(folder, "vae"), vae, plan, minutes) else None
+
+
+def refine_decoder(folder: Path, vae: OSP12VAE, plan: VAEPlan = REFINEMENT, minutes: float | None = None) -> bool:
+    """Train the decoder alone, in place, or go on where the folder stands; latents stay what the transformer learned.
+    False when `minutes` ended before the plan."""
+    vae.encoder.requires_grad_(False)
+    if vae.quant_conv is not None:
+        vae.quant_conv.requires_grad_(False)
+    return _train(Journal(folder, "decoder"), vae, plan, minutes)
+
+
+def _train(journal: Journal, vae: OSP12VAE, plan: VAEPlan, minutes: float | None) -> bool:
+    parameters = [each for each in vae.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
     first, total = 0, plan.iterations
     if (state := journal.resume()) is not None:
         first = state["iteration"]
         vae.load_state_dict(state["model"])
-        if state["optimizer"] is not None:
-            optimizer.load_state_dict(state["optimizer"])
-    if first >= total:
-        return vae.eval()
-
+        optimizer.load_state_dict(state["optimizer"])
     held_out = [clip for clip, _ in held_out_clips(8)]
     for iteration in range(first, total):
         loss = _step(vae, optimizer, plan, iteration)
         done = iteration + 1
-        if done == total:
+        if done == total and vae.encoder.conv_in.weight.requires_grad:
             scale_latents(vae, (world.sample(np.random.default_rng(i))[0] for i in range(64)))
-        if done % plan.check == 0 or done == total:
+        check, over = done % plan.check == 0 or done == total, minutes is not None and journal.session() > minutes
+        if check:
             psnr = [decibels(*pair) for pair in zip(reconstruct(vae, held_out), held_out, strict=True)]
             journal.log(done, loss=loss, psnr_db=float(np.median(psnr)))
+        if check or over:
             journal.save(iteration=done, model=vae.state_dict(), optimizer=optimizer.state_dict(), done=done == total)
-        elif minutes is not None and journal.session() > minutes:
-            journal.save(iteration=done, model=vae.state_dict(), optimizer=optimizer.state_dict(), done=done == total)
-            return None
-    return vae.eval()
+        if over and done < total:
+            return False
+    return True
 
 
 def _step(vae: OSP12VAE, optimizer: torch.optim.Optimizer, plan: VAEPlan, iteration: int) -> float:
@@ -128,7 +141,7 @@ def _step(vae: OSP12VAE, optimizer: torch.optim.Optimizer, plan: VAEPlan, iterat
     loss = (error**2).mean() + 0.1 * error.abs().mean() + plan.kl * kl
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
     optimizer.step()
     return float(loss.detach())
 

@@ -11,7 +11,7 @@ from runner.embedded.text import build_tokenizer, save_tokenizer, tokenize
 from runner.embedded.train import main
 from runner.embedded.train_vae import build_vae, held_out_clips, scale_latents, to_frames, to_video
 
-TINY = "--vae-phases 1:2:2 5:1:1 --iterations 3 --batch 2 --clips 1 --check 100 --threads 1 --device cpu".split()
+TINY = "--vae-phases 1:2:2 5:1:1 --iterations 3 --batch 2 --clips 1 --refine 2 --threads 1 --device cpu".split()
 
 
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
@@ -19,11 +19,14 @@ def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
 ) -> None:
     monkeypatch.setattr("runner.embedded.train_transformer._check", lambda *_: {})
     main(["--out", str(tmp_path / "one"), *TINY])
-    for _ in range(6):  # no minutes at all: each call ends after an iteration
+    for _ in range(8):  # no minutes at all: each call ends after an iteration
         main(["--out", str(tmp_path / "many"), *TINY, "--minutes", "0"])
     for name in ("diffusion_pytorch_model.safetensors", "vae/diffusion_pytorch_model.safetensors"):
         one, many = ((tmp_path / run / "weights" / name).read_bytes() for run in ("one", "many"))
         assert one == many
+    states = [torch.load(tmp_path / "one" / f"{name}.pt", weights_only=True)["model"] for name in ("vae", "decoder")]
+    changed = {key.split(".")[0] for key in states[0] if not torch.equal(states[0][key], states[1][key])}
+    assert changed == {"decoder", "post_quant_conv"}  # latents are still those that the transformer knows
     rows = [json.loads(line) for line in (tmp_path / "one/transformer.jsonl").read_text().splitlines()]
     assert rows[-1]["iteration"] == 3 and rows[-1]["cpu_minutes"] > 0
 
