@@ -24,7 +24,7 @@ from runner.model.osp12.vae import OSP12VAE
 class TransformerPlan:
     """`clips` of every seen caption are encoded once; `check` counts iterations between evaluations by the judge."""
 
-    iterations: int = 3000
+    iterations: int = 5500
     batch: int = 32
     rate: float = 1.5e-3
     clips: int = 24
