@@ -6,6 +6,7 @@ import json
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,11 +39,12 @@ def _edges() -> Tensor:
 HISTOGRAM_EDGES: Tensor = _edges()  # float64 [BINS + 1], ascending
 
 
-def _bin_of_bits() -> Tensor:
+@cache
+def _bin_of_bits(device: torch.device) -> Tensor:
     """The bin of each sign, exponent and first four bits of the mantissa (a float's leading 13 bits): int32 [8192]."""
     leading = torch.arange(1 << 12, dtype=torch.int32)
     magnitude = (leading - ((OCTAVES[0] + 127) << 4) + 1).clamp(0, _PER_SIGN - 1)
-    return torch.cat([_PER_SIGN + magnitude, _PER_SIGN - 1 - magnitude])
+    return torch.cat([_PER_SIGN + magnitude, _PER_SIGN - 1 - magnitude]).to(device)
 
 
 def histogram(values: Tensor) -> Tensor:
@@ -55,7 +57,7 @@ def histogram(values: Tensor) -> Tensor:
     # bfloat16 is the leading half of a float32, so the same 13 bits lead both.
     bits = values.view(torch.int16) >> 3 if values.dtype == torch.bfloat16 else values.view(torch.int32) >> 19
     rows = values.shape[0]
-    bins = _bin_of_bits().to(values.device).index_select(0, bits.flatten().to(torch.int32).bitwise_and_((1 << 13) - 1))
+    bins = _bin_of_bits(values.device).index_select(0, bits.flatten().to(torch.int32).bitwise_and_((1 << 13) - 1))
     bins = bins.view(rows, -1) + (torch.arange(rows, dtype=torch.int32, device=values.device) * BINS)[:, None]
     counts = torch.zeros(rows * BINS, dtype=torch.int32, device=values.device)
     counts.scatter_add_(0, bins.flatten().long(), torch.ones_like(bins).flatten())

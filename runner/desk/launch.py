@@ -51,9 +51,9 @@ def launch(run: Path, environment: Mapping[str, str]) -> None:
         raise
     if status != 0:
         failure = _failure(run, status)
-        if read_status(run).get("state") == "running":  # it was killed before it could say so itself
-            stage = read_status(run).get("stage")
-            write_whole(run / "status.json", json.dumps({"state": "failed", "stage": stage, "error": failure.why}))
+        told = read_status(run)
+        if told.get("state") == "running":  # it was killed before it could say so itself
+            write_whole(run / "status.json", json.dumps({**told, "state": "failed", "error": failure.why}))
         raise failure
 
 
