@@ -7,23 +7,19 @@ which alone imports torch, follows the plan there.
 
 from __future__ import annotations
 
-import itertools
-import json
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from runner.desk.config import Checked
-    from runner.desk.fingerprints import Fingerprints
-    from runner.desk.graph import PlannedStage
-    from runner.desk.store import Store
-
+# `runner NAME ...`: the module whose main(arguments) does it and returns the exit status.
+COMMANDS: dict[str, str] = {}
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 
 
@@ -52,6 +48,9 @@ def door(arguments: Sequence[str]) -> int:
         print(show.help_text())
         return DONE
     try:
+        if arguments[0] in COMMANDS:
+            command: Callable[[Sequence[str]], int] = import_module(COMMANDS[arguments[0]]).main
+            return command(arguments[1:])
         return _compose(arguments)
     except JobEnded as ended:
         return ended.status
@@ -140,6 +139,7 @@ def _job(composed: DictConfig) -> int:
     from omegaconf import OmegaConf
 
     from runner.desk.faults import Refused
+    from runner.desk.job import discard_if_empty
     from runner.desk.launch import RunFailed
 
     hydra = HydraConfig.get()
@@ -154,7 +154,7 @@ def _job(composed: DictConfig) -> int:
         print(failed, file=sys.stderr)
         status = FAILED
     finally:
-        _discard_if_empty(folder)
+        discard_if_empty(folder)
     if hydra.mode == RunMode.MULTIRUN:
         raise JobEnded(status)
     return status
@@ -162,85 +162,23 @@ def _job(composed: DictConfig) -> int:
 
 def _run(composed: DictConfig, overrides: list[str], folder: Path) -> None:
     """Check, plan, show, launch, report. Raises Refused or RunFailed."""
-    from runner.desk import graph, launch, show
-    from runner.desk.config import check
-    from runner.desk.fingerprints import Fingerprints
-    from runner.desk.store import Store
+    from runner.desk import launch, show
+    from runner.desk.job import claim, prepare
 
-    checked = check(composed, overrides)
-    config = checked.config
-    store = Store(Path(config["output"]) / ".store")
-    fingerprints = Fingerprints(store.root / "fingerprints.json")
-    if (unread := graph.unread(config, fingerprints)) > 1 << 30:
-        print(f"reading {unread / 1e9:.0f} GB of weights once, to know them again", file=sys.stderr)
-    planned = graph.plan(config, store, fingerprints)
-    fingerprints.save()
-    if config["show"] == "plan":
-        show.show_plan(planned, checked.checkpoint, None)
+    job = prepare(composed, overrides)
+    if job.config["show"] == "plan":
+        show.show_plan(job.planned, job.checked.checkpoint, None)
         return
 
-    run = _claim(folder)
-    show.show_plan(planned, checked.checkpoint, run)
-    _write(run, checked, overrides, store, planned, fingerprints)
+    run = claim(folder)
+    show.show_plan(job.planned, job.checked.checkpoint, run)
+    job.write(run)
     try:
-        launch.launch(run, config["hardware"]["env"])
+        launch.launch(run, job.config["hardware"]["env"])
     finally:  # the page of a run that failed is the one that somebody needs most
         from runner.desk import report
 
         print(f"page     {report.write(run)}")
-
-
-def _write(
-    run: Path,
-    checked: Checked,
-    overrides: list[str],
-    store: Store,
-    planned: list[PlannedStage],
-    fingerprints: Fingerprints,
-) -> None:
-    """Write what the worker and the page read: run.json, plan.json, provenance.json, and each key's lineage."""
-    from dataclasses import asdict
-    from datetime import datetime, timezone
-
-    from runner.desk import provenance
-    from runner.desk.fingerprints import write_whole
-
-    described = {
-        "name": checked.config["name"],
-        "command": ["python", "-m", "runner", *(override.removeprefix("++") for override in overrides)],
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "config": checked.config,
-        "origin": checked.origin,
-        "checkpoint": asdict(checked.checkpoint),
-    }
-    made_of = provenance.gather(checked.config, checked.checkpoint, fingerprints)
-    plan = {"store": str(store.root), "stages": [asdict(stage) for stage in planned]}
-    for name, content in (("plan", plan), ("provenance", made_of), ("run", described)):
-        write_whole(run / f"{name}.json", json.dumps(content, indent=2, ensure_ascii=False))
-    for stage in (stage for stage in planned if stage.action != "skip"):
-        store.write_lineage(stage.stage, stage.key, {**stage.lineage, "code": made_of["code"]})
-
-
-def _claim(folder: Path) -> Path:
-    """A run folder that is this run's alone, even if another one starts in the same second."""
-    for number in itertools.count(1):
-        candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
-        candidate.mkdir(parents=True, exist_ok=True)
-        try:
-            (candidate / "run.json").touch(exist_ok=False)
-        except FileExistsError:
-            continue
-        return candidate
-    raise AssertionError("there is always a next number")
-
-
-def _discard_if_empty(folder: Path) -> None:
-    """Remove the folders that Hydra made for a run that did not come to be."""
-    for empty in (folder, folder.parent, folder.parent.parent):
-        try:
-            empty.rmdir()
-        except OSError:
-            return
 
 
 def _refuse(reason: object) -> int:
