@@ -19,6 +19,10 @@ from runner.hardware import Hardware, open_device
 from runner.progress import Ticker, progress
 
 
+def _of_section(keys: Mapping[str, Any], section: str) -> dict[str, Any]:
+    return {key.partition(".")[2]: value for key, value in keys.items() if key.partition(".")[0] == section}
+
+
 class Bench:
     """What outlives a run: the device and the float pipeline that is loaded."""
 
@@ -48,15 +52,26 @@ class Bench:
 
 
 class Context:
-    """What a stage gets: the configuration, the artifacts it builds on, the bench, and where to report."""
+    """What a stage gets: the configuration, its prompts, the artifacts it builds on, the bench, and where to report."""
 
     def __init__(self, run: Path, bench: Bench, console: Console) -> None:
         self.run = run
-        self.config: dict[str, Any] = json.loads((run / "run.json").read_text())["config"]
+        self._config: dict[str, Any] = json.loads((run / "run.json").read_text())["config"]
+        self.config = self._config
         self.bench, self.console = bench, console
         self.artifacts: dict[str, Path] = {}
         self.measurements: dict[str, Any] = {}
         self.stage = ""
+        self.prompts: dict[str, list[str]] = {}
+
+    def enter(self, planned: Mapping[str, Any]) -> None:
+        """Begin a stage of the plan: its name, the configuration as it sees it, and its prompts by what for."""
+        self.stage, self.measurements = planned["stage"], {}
+        self.prompts = planned["lineage"].get("prompts", {})
+        self.config = {
+            name: {**section, **_of_section(planned["sets"], name)} if isinstance(section, dict) else section
+            for name, section in self._config.items()
+        }
 
     @cached_property
     def hardware(self) -> Hardware:

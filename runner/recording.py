@@ -5,6 +5,7 @@ A recording is a folder with one part for each prompt:
     prompts.json                      which prompt, seed and roles each part has
     prompt-000/text.safetensors       prompt embeddings and masks, stored once
     prompt-000/calls/step-000.safetensors   what the transformer got at each step, without the text
+    prompt-000/trajectory/step-000.safetensors   the latents and the prediction that the solver got at each step
     prompt-000/statistics.safetensors + .json   the range of every linear's input, step by step
     prompt-000/latents.safetensors, frames.safetensors   the float result
 """
@@ -12,8 +13,10 @@ A recording is a folder with one part for each prompt:
 from __future__ import annotations
 
 import functools
+import inspect
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +40,23 @@ class Steps:
         self.position = 0
         self.call = 0  # 0 for the first forward of a step; with separate guidance 0 is unconditional, 1 conditional
         self._seen: list[tuple[int, Any]] = []
+        # Called before each step as (position, timestep, latents, prediction), and after it as (position).
+        self.before: list[Callable[[int, Any, Tensor, Tensor], None]] = []
+        self.after: list[Callable[[int], None]] = []
 
     def __enter__(self) -> Steps:
         step = self.scheduler.step
+        takes = inspect.signature(step)
 
         @functools.wraps(step)  # pipelines ask for its signature before they pass a generator
         def advance(*args: Any, **kwargs: Any) -> Any:
+            given = takes.bind(*args, **kwargs).arguments
+            prediction, timestep, latents = list(given.values())[:3]
+            for listener in self.before:
+                listener(self.position, timestep, latents, prediction)
             result = step(*args, **kwargs)
+            for done in self.after:
+                done(self.position)
             self.position += 1
             self.call = 0
             return result
@@ -117,6 +130,34 @@ class Calls:
             save_file(self._text, self.folder / "text.safetensors")
 
 
+class Trajectory:
+    """Streams the latents before every step of the solver, and the (guided) prediction that it got, to disk."""
+
+    def __init__(self, steps: Steps, folder: Path) -> None:
+        self.folder = folder / "trajectory"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        steps.before.append(self._record)
+
+    def _record(self, position: int, timestep: Any, latents: Tensor, prediction: Tensor) -> None:
+        tensors = {
+            "timestep": torch.as_tensor(timestep).detach().double().cpu().reshape(()),
+            "latents": latents.detach().cpu().contiguous(),
+            "prediction": prediction.detach().cpu().contiguous(),
+        }
+        save_file(tensors, self.folder / f"step-{position:03d}.safetensors")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of a recorded trajectory: what the solver had and what it got. Latents are as the scheduler keeps them
+    (not scaled for the model), [1,C,T,H,W]; prediction is the guided one, of the same shape."""
+
+    position: int
+    timestep: float
+    latents: Tensor
+    prediction: Tensor
+
+
 class Recording:
     """Reads a dump artifact: the prompts, the transformer's calls and the statistics of its linears."""
 
@@ -125,7 +166,7 @@ class Recording:
         self.prompts: list[dict[str, Any]] = json.loads((folder / "prompts.json").read_text())
 
     def parts(self, role: str) -> list[Path]:
-        """Folders of the prompts that have this role ("calibration" or "text"), in the order of their list."""
+        """Folders of the prompts of a role (calibration, verification, text), in the order of their list."""
         chosen = [p for p in self.prompts if role in p["roles"]]
         return [self.folder / p["folder"] for p in sorted(chosen, key=lambda p: p["index"])]
 
@@ -141,6 +182,18 @@ class Recording:
             for name in dict.fromkeys(source.values())
         }
         return {name: merged[origin] for name, origin in source.items()}
+
+    def trajectory(self, part: Path) -> Iterator[Step]:
+        """Every step of one calibration or verification part, in order; read one by one, so that a long trajectory of
+        large latents needs no memory. What the last step led to is `final`."""
+        for file in sorted((part / "trajectory").glob("step-*.safetensors")):
+            step = load_file(file)
+            position = int(file.stem.removeprefix("step-"))
+            yield Step(position, float(step["timestep"]), step["latents"], step["prediction"])
+
+    def final(self, part: Path) -> Tensor:
+        """Latents of one part after its last step, [1,C,T,H,W]."""
+        return load_file(part / "latents.safetensors")["latents"]
 
     def calls(self, part: Path) -> Iterator[dict[str, Tensor]]:
         """Keyword arguments of every call of the transformer in one part, in order."""

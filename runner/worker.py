@@ -41,28 +41,28 @@ def follow(context: Context) -> None:
     plan = json.loads((run / "plan.json").read_text())
     store = Store(Path(plan["store"]))
     for planned in plan["stages"]:
-        stage, key = planned["stage"], planned["key"]
+        stage, does, key = planned["stage"], planned["does"], planned["key"]
         if planned["action"] == "skip":
             continue
         write_status(run, "running", stage=stage)
-        context.stage, context.measurements = stage, {}
-        entry = store.find(stage, key)
+        context.enter(planned)
+        entry = store.find(does, key)
         if entry is None:
             quiet()
             log.info("%s starts, key %s", stage, key)
             start = time.perf_counter()
-            draft = store.draft(stage, key)
-            importlib.import_module(f"runner.stages.{stage}").run(context, draft)
-            entry = store.commit(draft, stage, key)
+            draft = store.draft(does, key)
+            importlib.import_module(f"runner.stages.{does.replace('-', '_')}").run(context, draft)
+            entry = store.commit(draft, does, key)
             seconds = time.perf_counter() - start
             measured = {"machine": context.hardware.describe(), "seconds": seconds, **context.measurements}
-            store.write_measurements(stage, key, measured)
+            store.write_measurements(does, key, measured)
             log.info("%s done in %.1f s", stage, seconds)
         else:
             log.info("%s reused, key %s", stage, key)
             context.console.print(f"{stage:<10} reused", highlight=False)
-        context.artifacts[stage] = store.link(entry, run)
-        store.link_measurements(stage, key, run)
+        context.artifacts[stage] = store.link(entry, run, stage)
+        store.link_measurements(does, key, run, stage)
         deliver(context)
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from runner.recording import Calls, Recording, Steps
+from runner.recording import Calls, Recording, Steps, Trajectory
 from runner.statistics import BINS, HISTOGRAM_EDGES, LinearStatistics, histogram
 
 
@@ -162,3 +162,20 @@ def test_a_pipeline_still_sees_what_the_scheduler_takes():
     pipeline.scheduler = make_scheduler("EulerAncestralDiscrete")
     with Steps(pipeline):
         assert "generator" in inspect.signature(pipeline.scheduler.step).parameters
+
+
+def test_every_step_of_the_solver_comes_back_bit_for_bit(tmp_path):
+    pipeline = toy_pipeline()
+    wanted = []
+    with Steps(pipeline) as steps, torch.no_grad():
+        Trajectory(steps, tmp_path / "prompt-000")
+        steps.before.append(lambda *seen: wanted.append((seen[2].clone(), seen[3].clone())))
+        generate(pipeline, torch.randn(1, 5, 6), branches=2)
+    (tmp_path / "prompts.json").write_text('[{"folder": "prompt-000", "index": 0, "roles": ["verification"]}]')
+    recording = Recording(tmp_path)
+    got = list(recording.trajectory(recording.parts("verification")[0]))
+    assert [step.timestep for step in got] == [900.0, 500.0, 100.0] and [step.position for step in got] == [0, 1, 2]
+    for step, (latents, prediction) in zip(got, wanted, strict=True):
+        assert torch.equal(step.latents, latents) and torch.equal(step.prediction, prediction)
+    for step, following in zip(got, got[1:], strict=False):
+        assert torch.equal(step.latents - step.prediction, following.latents)

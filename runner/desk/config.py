@@ -192,7 +192,7 @@ def _prompts(config: dict[str, Any], good: Any) -> Iterator[Fault]:
     if not good("prompts"):
         return
     prompts = config["prompts"]
-    for name in filter(lambda name: good(f"prompts.{name}"), ("text", "calibration")):
+    for name in filter(lambda name: good(f"prompts.{name}"), ("text", "calibration", "verification")):
         key, value = f"prompts.{name}", prompts.get(name)
         if isinstance(value, str) and value.endswith(".txt"):
             file = Path(value).expanduser()
@@ -213,8 +213,10 @@ def _prompts(config: dict[str, Any], good: Any) -> Iterator[Fault]:
                 key,
                 "expected a prompt, a list of prompts or a .txt file: neither the model nor this checkpoint has any",
             )
-        else:
+        elif name == "calibration":
             prompts[name] = prompts["text"]
+        elif good("prompts.calibration"):
+            prompts[name] = prompts["calibration"][-1:]
 
 
 def _sample_method(method: str) -> Iterator[Fault]:

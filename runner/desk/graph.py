@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,7 @@ from runner.desk.store import Store
 # beside the results. A test holds that every key of the schema is either here or in some stage's `fields`.
 NO_RESULT = (
     "name", "output", "show", "launch", "until", "redo", "model.checkpoint", "model.revision", "model.cache_dir",
-    "model.vae", "model.text_encoder", "model.keep_float", "quant.folder", "cache.save_path", "sampler.search",
+    "model.vae", "model.text_encoder", "model.keep_float", "quant.folder", "cache.save_path",
     "sampler.neighbour_type", "sampler.monte_carlo_iters", "sampler.videos_path", "sampler.save_dir", "cache.ratio",
     "parallel.master_port", "hardware.env", "dump.folder", "sample.folder", "timing.warmup", "timing.repeats",
 )  # fmt: skip
@@ -43,13 +43,16 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """A row of the table; the implementation is runner.stages.<name>."""
+    """A row of the table: a stage of a run, and its folder there. `does` names the work, and the artifacts in the
+    store: a run may do the same work twice, under two names and with other values of some keys."""
 
     name: str
     version: int  # raised when the same inputs give other results than before
     writes: str
     fields: tuple[str, ...] = ()  # keys that it reads itself; what it builds on speaks for the rest
     builds_on: tuple[str, ...] = ()  # earlier stages, each if it is in this run
+    does: str = ""  # the implementation, runner.stages.<does>; by default the one of this name
+    sets: Mapping[str, str] = field(default_factory=dict)  # keys that have another key's value in this row
     wanted: Callable[[Config], bool] = lambda config: True
     prompts: Callable[[Config], dict[str, list[str]]] = lambda config: {}
     clips: Callable[[Config], int] = lambda config: 0  # batches of clips that it generates
@@ -59,34 +62,65 @@ def _quantizes(config: Config) -> bool:
     return config["quant"]["scheme"] != "none"
 
 
+def _searches_schedule(config: Config) -> bool:
+    return config["sampler"]["search"] is not None
+
+
 def _dumped_prompts(config: Config) -> dict[str, list[str]]:
-    """The prompts that dump runs, by what for: calls recorded for calibration, references to compare with."""
+    """The prompts that dump runs, by what for: recorded for calibration, references to compare with."""
     prompts, found = config["prompts"], {}
     if _quantizes(config) and config["dump"]["from"] is None:
         found["calibration"] = prompts["calibration"]
-    if config["sample"]["compare"]:
+    if config["sample"]["compare"] and not _searches_schedule(config):
         found["text"] = prompts["text"]
     return found
 
 
-def _dumped_clips(config: Config) -> int:
+def _dumped_for_schedule(config: Config) -> dict[str, list[str]]:
+    """The prompts of the longer run that a schedule is searched in: that run is also what samples are compared with."""
+    prompts = config["prompts"]
+    found = {"calibration": prompts["calibration"], "verification": prompts["verification"]}
+    return found | ({"text": prompts["text"]} if config["sample"]["compare"] else {})
+
+
+def _clips(prompts: Mapping[str, list[str]], batch: int) -> int:
     """Recorded prompts run one by one; a reference on the same seed is the same clip, unless it is made in a batch."""
-    prompts, batch = _dumped_prompts(config), config["model"]["batch_size"]
     recorded, text = prompts.get("calibration", []), prompts.get("text", [])
     shared = sum(a == b for a, b in zip(recorded, text, strict=False)) if batch == 1 else 0
-    return len(recorded) + math.ceil((len(text) - shared) / batch)
+    return len(recorded) + len(prompts.get("verification", [])) + math.ceil((len(text) - shared) / batch)
 
+
+DUMP = Stage(
+    "dump",
+    version=2,
+    writes="float videos, recorded calls and steps, input statistics",
+    fields=(*GENERATION, "dump.from", "dump.format"),
+    builds_on=("search-schedule",),
+    wanted=lambda config: bool(_dumped_prompts(config)) or _quantizes(config),
+    prompts=_dumped_prompts,
+    clips=lambda config: _clips(_dumped_prompts(config), config["model"]["batch_size"]),
+)
 
 STAGES = (
-    Stage(
-        "dump",
-        version=1,
-        writes="float videos, recorded calls, input statistics",
-        fields=(*GENERATION, "dump.from", "dump.format"),
-        wanted=lambda config: _quantizes(config) or config["sample"]["compare"],
-        prompts=_dumped_prompts,
-        clips=_dumped_clips,
+    replace(
+        DUMP,
+        name="dump-schedule",
+        does="dump",
+        sets={"sampler.num_sampling_steps": "recording.steps"},
+        builds_on=(),
+        wanted=_searches_schedule,
+        prompts=_dumped_for_schedule,
+        clips=lambda config: _clips(_dumped_for_schedule(config), config["model"]["batch_size"]),
     ),
+    Stage(
+        "search-schedule",
+        version=1,
+        writes="the timesteps that a search finds",
+        fields=("sampler.search",),
+        builds_on=("dump-schedule",),
+        wanted=_searches_schedule,
+    ),
+    DUMP,
     Stage(
         "calibrate",
         version=1,
@@ -104,11 +138,11 @@ STAGES = (
         wanted=_quantizes,
     ),
     Stage(
-        "search",
+        "search-cache",
         version=1,
-        writes="what a search finds",
-        builds_on=("dump", "quantize"),
-        wanted=lambda config: False,  # no search exists yet
+        writes="which blocks are reused at which step",
+        builds_on=("search-schedule", "dump", "quantize"),
+        wanted=lambda config: False,  # no search of a cache exists yet
     ),
     Stage(
         "sample",
@@ -118,7 +152,7 @@ STAGES = (
             *(*GENERATION, "sample.save", "sample.compare", "sample.judge", "sample.lpips", "sample.clip"),
             *("cache.policy", "cache.config"),
         ),
-        builds_on=("dump", "quantize", "search"),
+        builds_on=("dump-schedule", "search-schedule", "dump", "quantize", "search-cache"),
         prompts=lambda config: {"text": config["prompts"]["text"]},
         clips=lambda config: math.ceil(len(config["prompts"]["text"]) / config["model"]["batch_size"]),
     ),
@@ -127,15 +161,20 @@ STAGES = (
 
 @dataclass(frozen=True)
 class PlannedStage:
-    """One stage of this run, as plan.json lists it. A stage that has nothing to do is listed, too, without a key."""
+    """One stage of this run, as plan.json lists it. A stage that has nothing to do is listed, too, without a key.
+
+    `does` is the work that it does, by which its artifact is stored; `sets` are the keys that have another value here.
+    """
 
     stage: str
+    does: str
     key: str
     action: Literal["run", "reuse", "skip"]
     reason: str
     writes: str = ""
     needs: tuple[str, ...] = ()
     forwards: int = 0  # of the transformer, to generate clips; what is measured beside that comes on top
+    sets: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)  # what the key is a hash of
 
 
@@ -144,31 +183,50 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
     inputs = _inputs(config, fingerprints)
     planned: dict[str, PlannedStage] = {}
     for stage in STAGES:
+        does = stage.does or stage.name
         if not stage.wanted(config):
-            planned[stage.name] = PlannedStage(stage.name, "", "skip", "nothing to do in this run")
+            planned[stage.name] = PlannedStage(stage.name, does, "", "skip", "nothing to do in this run")
             continue
+        sets = {key: value(config, source) for key, source in stage.sets.items()}
+        seen = with_values(config, sets)
         needs = tuple(name for name in stage.builds_on if planned[name].action != "skip")
         lineage = {
-            "stage": stage.name,
+            "stage": does,
             "version": stage.version,
-            "fields": {key: _field(config, key, fingerprints) for key in stage.fields},
+            "fields": {key: _field(seen, key, fingerprints) for key in stage.fields},
             "prompts": stage.prompts(config),
             "builds_on": {name: planned[name].key for name in needs},
             **inputs,
         }
         key = digest(lineage)
-        entry, found = store.inspect(stage.name, key)
+        entry, found = store.inspect(does, key)
         planned[stage.name] = PlannedStage(
             stage.name,
+            does,
             key,
             "reuse" if entry else "run",
             found,
             stage.writes,
             needs,
-            stage.clips(config) * forwards(config["sampler"]),
+            stage.clips(seen) * forwards(seen["sampler"]),
+            sets,
             lineage,
         )
     return list(planned.values())
+
+
+def value(config: Config, key: str) -> Any:
+    """The value of a full key."""
+    section, _, name = key.rpartition(".")
+    return config[section][name] if section else config[name]
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+    """A configuration in which some full keys have other values."""
+    for key, new in values.items():
+        section, _, name = key.rpartition(".")
+        config = {**config, **({section: {**config[section], name: new}} if section else {name: new})}
+    return config
 
 
 def digest(lineage: Mapping[str, Any]) -> str:
@@ -214,10 +272,9 @@ def torch_release() -> str:
 
 def _field(config: Config, key: str, fingerprints: Fingerprints) -> Any:
     """The value of a key as far as results depend on it: a file's content; nothing of another observer's parameter."""
-    section, _, name = key.rpartition(".")
-    value = config[section][name] if section else config[name]
-    if key == "dump.from" and value is not None:
-        return fingerprints.sha256(Path(value))
+    found = value(config, key)
+    if key == "dump.from" and found is not None:
+        return fingerprints.sha256(Path(found))
     if key == "quant.percentile" and config["quant"]["observer"] != "percentile":
         return None
-    return value
+    return found

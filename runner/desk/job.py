@@ -51,7 +51,7 @@ class Job:
         for name, content in (("plan", plan), ("provenance", made_of), ("run", described)):
             write_whole(run / f"{name}.json", json.dumps(content, indent=2, ensure_ascii=False))
         for stage in (stage for stage in self.planned if stage.action != "skip"):
-            self.store.write_lineage(stage.stage, stage.key, {**stage.lineage, "code": made_of["code"]})
+            self.store.write_lineage(stage.does, stage.key, {**stage.lineage, "code": made_of["code"]})
 
 
 def prepare(composed: DictConfig, overrides: Sequence[str]) -> Job:

@@ -36,6 +36,13 @@ class PromptsSection(Section):
     calibration: Prompts = Field(
         description="what dump records for calibration; the same forms; null: the same as text"
     )
+    verification: Prompts = Field(
+        description="what a search checks its answer on, with seeds of its own; null: the last one of calibration"
+    )
+
+
+class RecordingSection(Section):
+    steps: int = Field(ge=2, le=1000, description="steps of the recorded run that a schedule is searched in")
 
 
 class Model(Section):
@@ -146,6 +153,7 @@ class Config(Section):
     until: Text | None = Field(description="the last stage to run")
     redo: Any = Field(description="stages to run although their artifacts are stored")
     prompts: PromptsSection
+    recording: RecordingSection
     model: Model
     sampler: Sampler
     quant: Quant

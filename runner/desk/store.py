@@ -122,17 +122,20 @@ class Store:
         seen.save()
         return Entry(stage, key, path, tuple(files))
 
-    def link(self, entry: Entry, run: Path) -> Path:
-        """Put the artifact into the run folder as `run`/<stage>, by hard links where they are possible, else copied."""
-        target, draft = run / entry.stage, run / f".{entry.stage}{UNFINISHED}"
+    def link(self, entry: Entry, run: Path, name: str | None = None) -> Path:
+        """Put the artifact into the run folder as `run`/<name>, by hard links where they are possible, else copied.
+
+        `name` is the stage's unless something else is said."""
+        name = name or entry.stage
+        target, draft = run / name, run / f".{name}{UNFINISHED}"
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
-        for name in entry.files:
-            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+        for file in entry.files:
+            (draft / file).parent.mkdir(parents=True, exist_ok=True)
             try:
-                os.link(entry.path / name, draft / name)
+                os.link(entry.path / file, draft / file)
             except OSError:  # another file system, or one without hard links
-                shutil.copy2(entry.path / name, draft / name)
+                shutil.copy2(entry.path / file, draft / file)
         shutil.rmtree(target, ignore_errors=True)
         os.rename(draft, target)
         return target
@@ -141,12 +144,12 @@ class Store:
         """Keep what this machine measured while it made an artifact."""
         write_whole(self._measurements(stage, key), json.dumps(measured, indent=2))
 
-    def link_measurements(self, stage: str, key: str, run: Path) -> Path | None:
-        """Copy what this machine measured into the run folder as measurements/<stage>.json; None if it never did."""
+    def link_measurements(self, stage: str, key: str, run: Path, name: str | None = None) -> Path | None:
+        """Copy what this machine measured into the run folder as measurements/<name>.json; None if it never did."""
         source = self._measurements(stage, key)
         if not source.is_file():
             return None
-        target = run / "measurements" / f"{stage}.json"
+        target = run / "measurements" / f"{name or stage}.json"
         write_whole(target, source.read_text(encoding="utf-8"))
         return target
 

@@ -17,6 +17,9 @@ class Hardware(Protocol):
     def synchronize(self) -> None:
         """Wait until all work launched so far is done."""
 
+    def clock(self) -> float:
+        """Seconds of work, all launched work done: of the processor time of this process, or of the wall."""
+
     def reset_peak_memory(self) -> None:
         """Forget the peak so far; release what the allocator holds unused."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
+import time
 from pathlib import Path
 
 import torch
@@ -18,6 +19,11 @@ def available() -> str | None:
 
 def synchronize() -> None:
     """CPU work is synchronous."""
+
+
+def clock() -> float:
+    """Processor time of this process: what others do on a shared machine is not in it."""
+    return time.process_time()
 
 
 def reset_peak_memory() -> None:

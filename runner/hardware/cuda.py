@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 
 DEVICE = "cuda"
@@ -13,6 +15,12 @@ def available() -> str | None:
 
 def synchronize() -> None:
     torch.cuda.synchronize()
+
+
+def clock() -> float:
+    """Seconds on the wall: the device's time is nobody else's."""
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def reset_peak_memory() -> None:

@@ -1,7 +1,8 @@
 """dump: run the float model once and keep what every later stage needs (runner/recording.py names the files).
 
-Calibration prompts are recorded: the transformer's calls, streamed to disk, and the statistics of every linear's input.
-The prompts that sample will generate are run too, as the float reference of the comparison. Caches are never active.
+Calibration prompts are recorded: the transformer's calls, streamed to disk, the statistics of every linear's input, the
+latents and predictions of every step. Of the prompts that a search checks its answer on, the steps are kept. What
+sample will generate is run too, as the float reference of the comparison. Caches are never active.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.bench import Context
+from runner.block_times import BlockTimes
 from runner.generation import Clock, forwards, generate, save_part
 from runner.quant.calib_data import replay, write_calib_data
-from runner.recording import Calls, Recording, Steps
+from runner.recording import Calls, Recording, Steps, Trajectory
 from runner.statistics import LinearStatistics
 
 
@@ -33,24 +35,30 @@ class Part:
     roles: list[str]
 
 
-def parts(config: dict[str, Any]) -> list[Part]:
-    """Calibration prompts first, each recorded alone; then the reference prompts, unless one run serves both."""
-    seed, calibration, text = config["seed"], config["prompts"]["calibration"], config["prompts"]["text"]
-    wanted: list[tuple[str, int, list[str]]] = []
-    if config["quant"]["scheme"] != "none" and config["dump"]["from"] is None:
-        wanted += [(prompt, index, ["calibration"]) for index, prompt in enumerate(calibration)]
-    for index, prompt in enumerate(text if config["sample"]["compare"] else []):
-        same = next((w for w in wanted if w[:2] == (prompt, index)), None)
+# A search checks its answer on noise that it has not seen.
+VERIFICATION_SEED = 1_000_000
+
+
+def parts(prompts: Mapping[str, list[str]], seed: int, batch_size: int) -> list[Part]:
+    """Calibration prompts first, each recorded alone, then those that a search checks its answer on; then the reference
+    prompts, unless one run serves both. `prompts` are lists by what for: calibration, verification, text."""
+    wanted = [(prompt, index, ["calibration"]) for index, prompt in enumerate(prompts.get("calibration", []))]
+    wanted += [(prompt, index, ["verification"]) for index, prompt in enumerate(prompts.get("verification", []))]
+    for index, prompt in enumerate(prompts.get("text", [])):
+        same = next((w for w in wanted if w[:2] == (prompt, index) and w[2][0] == "calibration"), None)
         # A batched reference is another computation than the recorded single one: its bits may differ.
-        if same and config["model"]["batch_size"] == 1:
+        if same and batch_size == 1:
             same[2].append("text")
         else:
             wanted.append((prompt, index, ["text"]))
-    return [Part(f"prompt-{n:03d}", p, i, seed + i, roles) for n, (p, i, roles) in enumerate(wanted)]
+    return [
+        Part(f"prompt-{n:03d}", p, i, seed + i + (VERIFICATION_SEED if "verification" in roles else 0), roles)
+        for n, (p, i, roles) in enumerate(wanted)
+    ]
 
 
 def batches(parts: list[Part], size: int) -> Iterator[list[Part]]:
-    recorded = [part for part in parts if "calibration" in part.roles]
+    recorded = [part for part in parts if part.roles != ["text"]]
     yield from ([part] for part in recorded)
     rest = parts[len(recorded) :]
     yield from (rest[i : i + size] for i in range(0, len(rest), size))
@@ -58,18 +66,19 @@ def batches(parts: list[Part], size: int) -> Iterator[list[Part]]:
 
 def run(context: Context, draft: Path) -> None:
     config = context.config
-    wanted = parts(config)
+    wanted = parts(context.prompts, config["seed"], config["model"]["batch_size"])
     pipeline = context.pipeline()
     evaluations = forwards(pipeline, config["sampler"]["num_sampling_steps"])
     todo = [
         b for b in batches(wanted, config["model"]["batch_size"]) if not all((draft / p.folder).exists() for p in b)
     ]
-    clock = Clock()
+    clock, times = Clock(), BlockTimes(pipeline, context.hardware, evaluations)
     context.hardware.reset_peak_memory()
     with context.progress(len(todo) * evaluations) as ticker:
         for batch in todo:
-            _run_batch(context, pipeline, batch, draft, clock, ticker.advance)
+            _run_batch(context, pipeline, batch, draft, clock, times, ticker.advance)
     context.measurements |= {"generation": clock.summary(), "peak_memory_bytes": context.hardware.peak_memory()}
+    context.measurements["blocks"] = times.summary()
 
     entries = [asdict(part) for part in wanted]
     if config["dump"]["from"] is not None:
@@ -82,7 +91,15 @@ def run(context: Context, draft: Path) -> None:
         )
 
 
-def _run_batch(context: Context, pipeline: Any, batch: list[Part], draft: Path, clock: Clock, on_step: Any) -> None:
+def _run_batch(
+    context: Context,
+    pipeline: Any,
+    batch: list[Part],
+    draft: Path,
+    clock: Clock,
+    times: BlockTimes,
+    on_step: Callable[[], None],
+) -> None:
     """Generate one batch; its folders appear under their names only when they are whole."""
     drafts = [draft / f"{part.folder}.part" for part in batch]
     for folder in drafts:
@@ -94,6 +111,9 @@ def _run_batch(context: Context, pipeline: Any, batch: list[Part], draft: Path, 
         if record:
             statistics = stack.enter_context(LinearStatistics(pipeline.transformer, steps))
             stack.enter_context(Calls(pipeline.transformer, steps, drafts[0]))
+        if batch[0].roles != ["text"]:
+            Trajectory(steps, drafts[0])
+            stack.enter_context(times.watch(steps))  # the last, so that no other hook is timed
         generation = generate(
             pipeline, context.config, [p.prompt for p in batch], [p.seed for p in batch], context.hardware, on_step
         )

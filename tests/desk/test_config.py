@@ -209,7 +209,9 @@ def test_prompts_become_a_list(checked, value):
 
 
 def test_one_prompt_and_the_checkpoints_own_calibration(checked):
-    assert checked("prompts.text=a cat").config["prompts"] == {"text": ["a cat"], "calibration": ["a green tree"]}
+    assert checked("prompts.text=a cat").config["prompts"] == {
+        "text": ["a cat"], "calibration": ["a green tree"], "verification": ["a green tree"],
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

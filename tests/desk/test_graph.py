@@ -40,8 +40,8 @@ SAMPLE_ALONE = {
 NOTHING = {
     "name": "other", "output": "/elsewhere", "show": "plan", "launch": "print", "until": "dump", "redo": ["dump"],
     "model.revision": "main", "model.cache_dir": "/c", "model.keep_float": [], "quant.percentile": 99.0,
-    "quant.folder": "/q", "cache.ratio": 1.3, "cache.save_path": "/c", "sampler.search": "restep",
-    "sampler.neighbour_type": "uniform", "sampler.monte_carlo_iters": 3, "sampler.videos_path": "/v",
+    "quant.folder": "/q", "cache.ratio": 1.3, "cache.save_path": "/c", "sampler.neighbour_type": "uniform",
+    "sampler.monte_carlo_iters": 3, "sampler.videos_path": "/v",
     "sampler.save_dir": "/s", "parallel.master_port": 1, "hardware.env": {"A": "1"}, "dump.folder": "/d",
     "sample.folder": "/s", "timing.warmup": 3, "timing.repeats": 9,
 }  # fmt: skip
@@ -52,7 +52,16 @@ EXPECTED = [
     *((key, value, {"sample"}) for key, value in SAMPLE_ALONE.items()),
     *((key, value, set()) for key, value in NOTHING.items()),
 ]
-BY_OTHER_TESTS = {"model.checkpoint", "model.vae", "model.text_encoder", "dump.from", "sample.compare"}
+BY_OTHER_TESTS = {
+    "sampler.search",
+    "recording.steps",
+    "prompts.verification",
+    "model.checkpoint",
+    "model.vae",
+    "model.text_encoder",
+    "dump.from",
+    "sample.compare",
+}
 
 
 def plan(config, folder: Path = Path(".")) -> dict[str, graph.PlannedStage]:
@@ -82,7 +91,8 @@ def test_the_lists_above_are_complete():
 
 
 def test_every_key_of_the_schema_is_decided_upon():
-    decided = {*graph.NO_RESULT, *(key for stage in graph.STAGES for key in stage.fields)}
+    read = {key for stage in graph.STAGES for key in (*stage.fields, *stage.sets.values())}
+    decided = {*graph.NO_RESULT, *read}
     assert {key for key in schema_keys() if not key.startswith("prompts.")} == decided
     assert not set(graph.NO_RESULT) & {key for stage in graph.STAGES for key in stage.fields}
 
@@ -175,12 +185,37 @@ def actions(config) -> dict[str, str]:
 
 def test_w8a8_runs_all_but_search(config):
     assert actions(config) == {
-        "dump": "run", "calibrate": "run", "quantize": "run", "search": "skip", "sample": "run",
+        "dump-schedule": "skip", "search-schedule": "skip", "dump": "run", "calibrate": "run", "quantize": "run",
+        "search-cache": "skip", "sample": "run",
     }  # fmt: skip
     assert {name: stage.needs for name, stage in plan(config).items()} == {
-        "dump": (), "calibrate": ("dump",), "quantize": ("dump", "calibrate"), "search": (),
-        "sample": ("dump", "quantize"),
+        "dump-schedule": (), "search-schedule": (), "dump": (), "calibrate": ("dump",),
+        "quantize": ("dump", "calibrate"), "search-cache": (), "sample": ("dump", "quantize"),
     }  # fmt: skip
+
+
+def searching_a_schedule(config):
+    """What no key asks for yet, for a table that is ready for it."""
+    return changed(config, "sampler.search", "recording")
+
+
+def test_a_stage_may_stand_twice_with_another_number_of_steps(config):
+    rows = plan(searching_a_schedule(config))
+    assert [name for name, stage in rows.items() if stage.action == "run"] == [
+        "dump-schedule", "search-schedule", "dump", "calibrate", "quantize", "sample",
+    ]  # fmt: skip
+    long, short = rows["dump-schedule"], rows["dump"]
+    assert long.does == short.does == "dump" and long.key != short.key
+    assert long.lineage["fields"]["sampler.num_sampling_steps"] == 100 and long.forwards == 4 * 100
+    assert short.lineage["fields"]["sampler.num_sampling_steps"] == 3 and short.forwards == 3
+    assert set(long.lineage["prompts"]) == {"calibration", "verification", "text"}
+    assert "search-schedule" in short.needs and set(short.lineage["prompts"]) == {"calibration"}
+
+
+def test_the_longer_recording_counts_for_all_that_follows_it(config):
+    config = searching_a_schedule(config)
+    before, after = keys(config), keys(changed(config, "recording.steps", 60))
+    assert {stage for stage in before if before[stage] != after[stage]} == set(before)
 
 
 def test_plain_sampling_is_one_stage(checked):
