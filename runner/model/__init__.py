@@ -42,8 +42,9 @@ def _room(model: Mapping[str, Any]) -> Any:
 def blocks(pipeline: Any) -> list[str]:
     """Dotted names, under pipeline.transformer, of the blocks in the order in which they run.
 
-    A transformer declares its lists of blocks as `block_lists`. For one that nobody here wrote they are the lists of
-    modules whose class diffusers declares to be repeated or not to be split. Raises ValueError when there is neither.
+    A transformer declares its lists of blocks as `block_lists`; lists in a tuple of their own take turns, the first
+    block of each, then the second. For one that nobody here wrote they are the lists of modules whose class diffusers
+    declares to be repeated or not to be split. Raises ValueError when there is neither.
     """
     transformer = pipeline.transformer
     children = dict(transformer.named_children())
@@ -57,7 +58,8 @@ def blocks(pipeline: Any) -> list[str]:
             for name, child in children.items()
             if type(child).__name__ == "ModuleList" and any(type(block).__name__ in kinds for block in child)
         ]
-    names = [f"{name}.{index}" for name in lists for index in range(len(children[name]))]
+    groups = [(entry,) if isinstance(entry, str) else entry for entry in lists]
+    names = [f"{name}.{index}" for group in groups for index in range(len(children[group[0]])) for name in group]
     if not names:
         raise ValueError(f"{type(transformer).__name__} declares no blocks (block_lists names its lists of blocks)")
     return names

@@ -101,7 +101,7 @@ def locate(
     from huggingface_hub import snapshot_download
 
     inner = "/".join([*parts[2:], *filter(None, [subfolder])])
-    files = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.ckpt")
+    files = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.ckpt", "*.pt", "*.pth")
     try:
         snapshot = snapshot_download(
             "/".join(parts[:2]),
@@ -124,17 +124,43 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return _read_json(path)
 
 
+def read_any(folder: Path, dtype: torch.dtype | None = None, *, variant: str | None = None) -> dict[str, Tensor]:
+    """All tensors of `folder`, of whichever kind of file it has: safetensors under diffusers' name or transformers'
+    (whole or in shards), else a single .pt or .pth.
+
+    Raises CheckpointError as read_safetensors and read_ckpt do, and if there are several of the latter.
+    """
+    stems = (WEIGHTS_STEM, "model")
+    for stem in stems:
+        if any((folder / name).is_file() for name in _weight_names(stem, variant)):
+            return read_safetensors(folder, dtype, variant=variant, stem=stem)
+    pickles = sorted([*folder.glob("*.pt"), *folder.glob("*.pth")])
+    if len(pickles) > 1:
+        raise CheckpointError(f"{folder} holds {len(pickles)} .pt or .pth files, one of which must be chosen")
+    if not pickles:
+        names = [name for stem in stems for name in _weight_names(stem, variant)]
+        raise CheckpointError(f"{folder} has no weights: none of {', '.join(names)}, and no .pt or .pth")
+    return read_ckpt(pickles[0], dtype)
+
+
+def _weight_names(stem: str, variant: str | None) -> tuple[str, str]:
+    """The file of all weights, and the index of shards."""
+    suffix = f".{variant}" if variant else ""
+    return f"{stem}{suffix}.safetensors", f"{stem}.safetensors.index{suffix}.json"
+
+
 def read_safetensors(
-    folder: str | Path, dtype: torch.dtype | None = None, *, variant: str | None = None
+    folder: str | Path, dtype: torch.dtype | None = None, *, variant: str | None = None, stem: str = WEIGHTS_STEM
 ) -> dict[str, Tensor]:
     """All tensors of `folder`: one diffusion_pytorch_model[.variant].safetensors, or shards with an index.json.
+
+    `stem` is what the files are called instead of diffusion_pytorch_model.
 
     Floating-point tensors are cast to `dtype` one at a time; None keeps what is stored. Raises CheckpointError if
     weights are missing, cut short, or not those that the index promises.
     """
     folder = _existing(folder)
-    whole = folder / f"{WEIGHTS_STEM}{f'.{variant}' if variant else ''}.safetensors"
-    index = folder / f"{WEIGHTS_STEM}.safetensors.index{f'.{variant}' if variant else ''}.json"
+    whole, index = (folder / name for name in _weight_names(stem, variant))
     if whole.is_file():
         return _read_file(whole, dtype)
     if not index.is_file():

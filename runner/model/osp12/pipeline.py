@@ -14,8 +14,8 @@ from diffusers.utils import BaseOutput, logging
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .caption import clean_caption as clean
-from .caption import normalize_caption
+from ..caption import clean_caption as clean
+from ..caption import normalize_caption
 from .inputs import Size, Text, check_choice, common_length, full_size, given_text
 from .transformer import OSP12Transformer
 from .vae import OSP12VAE

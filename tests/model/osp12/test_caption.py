@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from runner.model.caption import clean_caption, normalize_caption
 from runner.model.osp12 import rules
-from runner.model.osp12.caption import clean_caption, normalize_caption
 from runner.model.osp12.templates import NEGATIVE, TEMPLATES, apply_template
 
 ROOT = Path(__file__).parents[3]

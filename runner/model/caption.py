@@ -1,4 +1,4 @@
-"""Cleaning of captions, as those that Open-Sora-Plan v1.2 was trained on were cleaned.
+"""Cleaning of captions, as those that Open-Sora-Plan v1.2 and Open-Sora 1.2 were trained on were cleaned.
 
 The order of the rules matters, and so do their quirks (one final hyphen goes, "jpeg artifacts" loses a word): the
 embeddings of a prompt depend on them.
@@ -29,9 +29,10 @@ _MARKUP = _rules(
     (rf"\b(?:https?:(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", ""),
     (rf"\b(?:www:(?:/{{1,3}}|[a-z0-9%])|{_DOMAIN})", ""),
 )
+_NAMES = _rules((r"@\w+\b", ""))
+_STROKES = _rules((r"[\u31c0-\u4dff]+", ""))  # CJK strokes to Yijing hexagrams; the ideographs from 4e00 on stay
+_IDEOGRAPHS = _rules((r"[\u31c0-\u9fff]+", ""))
 _SYMBOLS = _rules(
-    (r"@\w+\b", ""),  # nicknames
-    (r"[\u31c0-\u4dff]+", ""),  # CJK strokes to Yijing hexagrams; the ideographs from 4e00 on stay
     (rf"[{_DASHES}]+", "-"),
     (r"[`´«»“”¨]", '"'),
     (r"[‘’]", "'"),
@@ -73,13 +74,14 @@ _ENDS = _rules(
 )
 
 
-def clean_caption(text: str) -> str:
-    """The caption in lower case, without addresses, markup, file names and codes.
+def clean_caption(text: str, ideographs: bool = True) -> str:
+    """The caption in lower case, without addresses, markup, file names and codes, and without Chinese characters
+    unless they may stay (Open-Sora-Plan keeps them, Open-Sora does not).
 
-    The rules run twice, as in the reference: what the first pass removes can bring together what the second must see.
+    The rules run twice, as in the references: what the first pass removes can bring together what the second must see.
     The result can be empty.
     """
-    return _pass(_pass(text))
+    return _pass(_pass(text, ideographs), ideographs)
 
 
 def normalize_caption(text: str) -> str:
@@ -87,14 +89,14 @@ def normalize_caption(text: str) -> str:
     return text.lower().strip()
 
 
-def _pass(text: str) -> str:
+def _pass(text: str, ideographs: bool) -> str:
     text = _apply(_MARKUP, unquote_plus(text).strip().lower())
     with warnings.catch_warnings():
         warnings.simplefilter(
             "ignore", MarkupResemblesLocatorWarning
         )  # a caption that looks like a file name is a caption
         text = BeautifulSoup(text, features="html.parser").text
-    text = _apply(_SYMBOLS, text)
+    text = _apply([*_NAMES, *(_STROKES if ideographs else _IDEOGRAPHS), *_SYMBOLS], text)
     if len(_WORD_JOINERS.findall(text)) > 3:  # this-is-my-cute-cat
         text = _WORD_JOINERS.sub(" ", text)
     text = html.unescape(html.unescape(ftfy.fix_text(text)))

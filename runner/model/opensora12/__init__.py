@@ -1,0 +1,21 @@
+"""Open-Sora 1.2. Importing the room imports no torch (the desk asks its rules); asking for a class does."""
+
+from importlib import import_module
+from typing import Any
+
+_NAMES = {
+    "transformer": ("OpenSora12Transformer",),
+    "masks": ("apply_mask_strategy", "find_nearest_point", "parse_mask_strategy", "strategy_text"),
+    "prompts": ("append_score", "extract_json", "save_path", "split_merge", "split_prompt", "text_preprocessing"),
+    "sizes": ("dframe_to_frame", "frame_count", "image_size", "latent_sizes"),
+}
+_MODULES = {name: module for module, names in _NAMES.items() for name in names}
+__all__ = sorted(_MODULES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(f".{_MODULES[name]}", __name__), name)
+    if name == "ModelMixin":  # DiffusionPipeline.from_pretrained asks the library of a component for its base class
+        return import_module("diffusers").ModelMixin
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
