@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from runner.desk import checkpoints
 from runner.desk.checkpoints import Checkpoint
 from runner.desk.faults import Fault, Refused, nearest, nearest_key, spell
+from runner.desk.graph import STAGES
 from runner.desk.precedence import DEFAULTS, MISSING, checkpoint_defaults, explicit, leaves
 from runner.desk.schema import AVAILABLE, Config, keys
 
@@ -166,6 +167,7 @@ def _between(config: dict[str, Any], checkpoint: Checkpoint | None, wrong: set[s
         folder = config["sample"].get(name) if good(f"sample.{name}") else None
         if folder is not None and not os.path.isdir(folder):
             yield Fault(f"sample.{name}", "there is no such folder", folder)
+    yield from _stage_names(config, good)
     if good("sampler.sample_method"):
         yield from _sample_method(config["sampler"]["sample_method"])
     if good("hardware.device") and config["hardware"]["device"] == "cuda" and (reason := _no_cuda()):
@@ -217,6 +219,15 @@ def _prompts(config: dict[str, Any], good: Any) -> Iterator[Fault]:
             prompts[name] = prompts["text"]
         elif good("prompts.calibration"):
             prompts[name] = prompts["calibration"][-1:]
+
+
+def _stage_names(config: Mapping[str, Any], good: Any) -> Iterator[Fault]:
+    names = [stage.name for stage in STAGES]
+    for key in filter(good, ("until", "redo")):
+        asked = config[key] if isinstance(config[key], list) else [config[key]]
+        for name in asked:
+            if name is not None and name not in names:
+                yield Fault(key, f"expected {' or '.join(names)}", name, nearest(name, names))
 
 
 def _sample_method(method: str) -> Iterator[Fault]:

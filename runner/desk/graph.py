@@ -15,9 +15,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
+from runner.desk import earlier
+from runner.desk.asked import as_asked
 from runner.desk.checkpoints import weight_files
 from runner.desk.fingerprints import Fingerprints
-from runner.desk.store import Store
+from runner.desk.store import NOT_STORED, Store
 
 # Keys that can change no result: names, places (weights and prompts count by their content), and what is measured
 # beside the results. A test holds that every key of the schema is either here or in some stage's `fields`.
@@ -176,10 +178,14 @@ class PlannedStage:
     forwards: int = 0  # of the transformer, to generate clips; what is measured beside that comes on top
     sets: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)  # what the key is a hash of
+    redo: float | None = None  # what is stored is made again if it is older than this (seconds since 1970)
 
 
 def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[PlannedStage]:
-    """All stages, in order, for a checked configuration: each one's key, and whether the store has its artifact."""
+    """All stages, in order, for a checked configuration: each one's key, and whether the store has its artifact.
+
+    Raises Refused where `redo` asks for a stage that has no part in the run.
+    """
     inputs = _inputs(config, fingerprints)
     planned: dict[str, PlannedStage] = {}
     for stage in STAGES:
@@ -200,6 +206,8 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
         }
         key = digest(lineage)
         entry, found = store.inspect(does, key)
+        if found == NOT_STORED:
+            found = earlier.why(lineage, key, store.lineages) or found
         planned[stage.name] = PlannedStage(
             stage.name,
             does,
@@ -212,7 +220,7 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
             sets,
             lineage,
         )
-    return list(planned.values())
+    return as_asked(list(planned.values()), config["until"], config["redo"])
 
 
 def value(config: Config, key: str) -> Any:

@@ -22,7 +22,16 @@ def _prompts(value: Any) -> Any:
     raise PydanticCustomError("prompts", "expected a prompt, a list of prompts, or the path of a .txt with one a line")
 
 
+def _stages(value: Any) -> Any:
+    if value is None or (isinstance(value, str) and value):
+        return value
+    if isinstance(value, list) and value and all(isinstance(stage, str) and stage for stage in value):
+        return value
+    raise PydanticCustomError("stages", "expected a stage or a list of stages")
+
+
 Prompts = Annotated[Any, AfterValidator(_prompts)]
+Stages = Annotated[Any, AfterValidator(_stages)]
 
 
 class Section(BaseModel):
@@ -151,7 +160,7 @@ class Config(Section):
     show: Literal["plan", "estimate"] | None = Field(description="plan: show what would run and stop there")
     launch: Literal["print"] | None = Field(description="print: show the launch line and stop there")
     until: Text | None = Field(description="the last stage to run")
-    redo: Any = Field(description="stages to run although their artifacts are stored")
+    redo: Stages = Field(description="stage, or list of stages, to make again although stored, and what builds on them")
     prompts: PromptsSection
     recording: RecordingSection
     model: Model
@@ -169,7 +178,6 @@ class Config(Section):
 AVAILABLE: dict[str, tuple[Any, ...]] = {
     "show": (None, "plan"),
     "launch": (None,),
-    "until": (None,),
     "redo": (None,),
     "quant.scheme": ("none", "w8a8"),
     "cache.policy": ("none",),

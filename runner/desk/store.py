@@ -27,6 +27,7 @@ from runner.desk.fingerprints import Fingerprints, write_whole
 
 FORMAT = 1  # of manifest.json
 MANIFEST = "manifest.json"
+NOT_STORED = "not stored yet"
 UNFINISHED = ".part"
 
 
@@ -60,7 +61,7 @@ class Store:
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return None, "its stored files lost their manifest" if path.exists() else "not stored yet"
+            return None, "its stored files lost their manifest" if path.exists() else NOT_STORED
         except ValueError:
             return None, "its stored manifest is damaged"
         seen = Fingerprints(self._verified(stage, key))
@@ -153,9 +154,14 @@ class Store:
         write_whole(target, source.read_text(encoding="utf-8"))
         return target
 
+    @property
+    def lineages(self) -> Path:
+        """The folder of what went into each key: <stage>-<key>.json."""
+        return self.root / "lineage"
+
     def write_lineage(self, stage: str, key: str, lineage: Mapping[str, Any]) -> None:
         """Keep what went into a key."""
-        write_whole(self.root / "lineage" / f"{stage}-{key}.json", json.dumps(lineage, indent=2, ensure_ascii=False))
+        write_whole(self.lineages / f"{stage}-{key}.json", json.dumps(lineage, indent=2, ensure_ascii=False))
 
     def _entry(self, stage: str, key: str) -> Path:
         return self.root / f"{stage}-{key}"

@@ -38,7 +38,7 @@ SAMPLE_ALONE = {
     "cache.config": "a.json",
 }  # fmt: skip
 NOTHING = {
-    "name": "other", "output": "/elsewhere", "show": "plan", "launch": "print", "until": "dump", "redo": ["dump"],
+    "name": "other", "output": "/elsewhere", "show": "plan", "launch": "print", "until": "sample", "redo": ["dump"],
     "model.revision": "main", "model.cache_dir": "/c", "model.keep_float": [], "quant.percentile": 99.0,
     "quant.folder": "/q", "cache.ratio": 1.3, "cache.save_path": "/c", "sampler.neighbour_type": "uniform",
     "sampler.monte_carlo_iters": 3, "sampler.videos_path": "/v",
