@@ -127,14 +127,18 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     return {"median": float(q50), "p25": float(q25), "p75": float(q75), "n": len(values)}
 
 
-def save_part(generation: Generation, row: int, folder: Path, video: Path | None, fps: int) -> None:
-    """Write clip `row` of a batch: latents and frames into `folder`, and the clip to watch at `video` (plus suffix)."""
+def save_part(generation: Generation, row: int, folder: Path, video: Path | None, fps: int) -> list[Path]:
+    """Write clip `row` of a batch: latents and frames into `folder`, and the clip to watch at `video` (plus suffix).
+
+    What was written outside of `folder` is returned.
+    """
     save_file({"latents": generation.latents[row : row + 1].contiguous()}, folder / "latents.safetensors")
     frames = generation.frames[row].contiguous()
     save_file({"frames": frames}, folder / "frames.safetensors")
-    if video is not None:
-        video.parent.mkdir(parents=True, exist_ok=True)
-        save_clip(frames.numpy(), video, fps)
+    if video is None:
+        return []
+    video.parent.mkdir(parents=True, exist_ok=True)
+    return [save_clip(frames.numpy(), video, fps)]
 
 
 def race(

@@ -15,14 +15,15 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
+from runner import lifeline
 from runner.bench import Bench, Context
-from runner.desk.store import Store, write_whole
+from runner.desk.store import Entry, Store, write_whole
 
 log = logging.getLogger("runner")
 
@@ -46,24 +47,37 @@ def follow(context: Context) -> None:
             continue
         write_status(run, "running", stage=stage)
         context.enter(planned)
-        entry = store.find(does, key)
-        if entry is None:
-            quiet()
-            log.info("%s starts, key %s", stage, key)
-            start = time.perf_counter()
-            draft = store.draft(does, key)
-            importlib.import_module(f"runner.stages.{does.replace('-', '_')}").run(context, draft)
-            entry = store.commit(draft, does, key)
-            seconds = time.perf_counter() - start
-            measured = {"machine": context.hardware.describe(), "seconds": seconds, **context.measurements}
-            store.write_measurements(does, key, measured)
-            log.info("%s done in %.1f s", stage, seconds)
-        else:
-            log.info("%s reused, key %s", stage, key)
-            context.console.print(f"{stage:<10} reused", highlight=False)
-        context.artifacts[stage] = store.link(entry, run, stage)
+        redo = planned.get("redo")
+        with store.claim(does, key, str(run), lambda holder: wait(context, holder), redo) as entry:
+            if entry is None:
+                entry = make(context, store, does, key, again=redo is not None)
+            else:
+                log.info("%s reused, key %s", stage, key)
+                context.console.print(f"{stage:<10} reused", highlight=False)
+            context.artifacts[stage] = store.link(entry, run, stage)
         store.link_measurements(does, key, run, stage)
         deliver(context)
+
+
+def make(context: Context, store: Store, does: str, key: str, again: bool) -> Entry:
+    """Run the stage and commit what it writes; what it measured is kept first, so that no artifact goes without."""
+    quiet()
+    log.info("%s starts, key %s", context.stage, key)
+    start = time.perf_counter()
+    draft = store.draft(does, key, redo=again)
+    importlib.import_module(f"runner.stages.{does.replace('-', '_')}").run(context, draft)
+    seconds = time.perf_counter() - start
+    measured = {"machine": context.hardware.describe(), "seconds": seconds, **context.measurements}
+    store.write_measurements(does, key, measured)
+    entry = store.commit(draft, does, key)
+    log.info("%s done in %.1f s", context.stage, seconds)
+    return entry
+
+
+def wait(context: Context, holder: str) -> None:
+    """Say for whom this run waits."""
+    log.info("%s waits for %s", context.stage, holder)
+    context.console.print(f"{context.stage:<10} waits for {holder}, which makes the same", highlight=False)
 
 
 def deliver(context: Context) -> None:
@@ -116,17 +130,24 @@ def attempt(run: Path, bench: Bench) -> bool:
         write_status(run, "interrupted", stage=context and context.stage)
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
-        log.exception("the run failed")
-        (run / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
         state, facts = "failed", {"stage": context and context.stage, "error": f"{type(error).__name__}: {error}"}
+        with suppress(OSError):  # a full disk
+            log.exception("the run failed")
+            (run / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
     else:
         state, facts = "done", {}
-    write_status(run, state, **facts, seconds=time.perf_counter() - start)
+    try:
+        write_status(run, state, **facts, seconds=time.perf_counter() - start)
+    except OSError:
+        if state == "done":
+            raise
+        print(f"{facts['stage']} failed: {facts['error']}", file=sys.stderr)
     return state == "done"
 
 
 def main(runs: list[str]) -> int:
     """Follow each run in turn; the exit status is 1 if any failed."""
+    lifeline.hold()
     bench, failed = Bench(), False
     for run in map(Path, runs):
         with logged(run):

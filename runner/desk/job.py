@@ -50,7 +50,7 @@ class Job:
         plan = {"store": str(self.store.root), "stages": [asdict(stage) for stage in self.planned]}
         for name, content in (("plan", plan), ("provenance", made_of), ("run", described)):
             write_whole(run / f"{name}.json", json.dumps(content, indent=2, ensure_ascii=False))
-        for stage in (stage for stage in self.planned if stage.action != "skip"):
+        for stage in (stage for stage in self.planned if stage.action == "run"):
             self.store.write_lineage(stage.does, stage.key, {**stage.lineage, "code": made_of["code"]})
 
 

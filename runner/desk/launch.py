@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from runner import lifeline
 from runner.desk.fingerprints import write_whole
 
 WORKER = "runner.worker"
@@ -42,7 +43,9 @@ def launch(run: Path, environment: Mapping[str, str]) -> None:
     """
     command = [sys.executable, "-m", WORKER, str(run)]
     # A session of its own: the terminal's Ctrl-C reaches the desk alone, which passes it on exactly once.
-    worker = subprocess.Popen(command, env={**os.environ, **environment}, start_new_session=True)
+    # Nothing is ever written into its stdin: it is the lifeline, whose end tells that the desk is gone.
+    told = {**os.environ, **environment, lifeline.TOLD: "stdin"}
+    worker = subprocess.Popen(command, env=told, stdin=subprocess.PIPE, start_new_session=True)
     try:
         with _interruptible():
             status = worker.wait()

@@ -3,42 +3,58 @@
     .store/<stage>-<key>/            the files of one finished stage, and manifest.json with their sizes and hashes
     .store/drafts/<stage>-<key>/     what a stage has written so far; it appears above by one rename, whole
     .store/damaged/                  entries that were found altered, moved out of the way
+    .store/discarded/                what is being removed
+    .store/locks/<stage>-<key>       who makes this artifact; the others wait and take what it made
     .store/verified/                 which files were hashed in which state, so that they are not read again
     .store/lineage/                  what went into each key
     .store/measurements/<machine>/   times and memory: never part of an artifact
 
 A stage finishes long work in parts (a prompt's folder, written under a name that ends in .part and then renamed); a
 draft outlives a crash, so its finished parts are there when the stage runs again. An entry has one writer at a time.
+Files of a draft that lie in no folder are written last, so those of a run that was cut off are not kept.
 """
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import json
 import os
 import shutil
+import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.desk import machine
+from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints, write_whole
+from runner.desk.locks import lock
+from runner.durable import UNFINISHED, sync, sync_tree
 
-FORMAT = 1  # of manifest.json
+FORMAT = 1  # of manifest.json; one that a newer version wrote is never touched
 MANIFEST = "manifest.json"
 NOT_STORED = "not stored yet"
-UNFINISHED = ".part"
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A committed artifact: its folder, and its files by relative path."""
+    """A committed artifact: its folder, its files by relative path, and when it was committed (seconds since 1970)."""
 
     stage: str
     key: str
     path: Path
     files: tuple[str, ...]
+    made: float = 0.0
+
+
+class StoreFull(OSError):
+    """No space was left while an artifact was made. What was finished of it is kept."""
 
 
 class Store:
@@ -55,17 +71,25 @@ class Store:
         """The artifact under this key if it is whole, and in words what was found.
 
         A file whose size, time and inode are those of the last time is taken for unaltered, so that a reuse does not
-        read gigabytes; any other file is hashed and compared. `thorough` hashes all.
+        read gigabytes; any other file is hashed and compared. `thorough` hashes all. Raises Refused for an entry that a
+        newer version wrote: it is neither read wrongly nor made again over it.
         """
         path = self._entry(stage, key)
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+            written, recorded_files = manifest["format"], manifest["files"]
+            made = _made(path)
         except FileNotFoundError:
             return None, "its stored files lost their manifest" if path.exists() else NOT_STORED
-        except ValueError:
+        except (ValueError, KeyError, TypeError):
             return None, "its stored manifest is damaged"
+        if written > FORMAT:
+            expected = (
+                f"a store that this version reads: {path} has a manifest of format {written}, newer than {FORMAT}"
+            )
+            raise Refused([Fault("output", f"expected {expected}; update the runner, or take another output folder")])
         seen = Fingerprints(self._verified(stage, key))
-        for name, recorded in manifest["files"].items():
+        for name, recorded in recorded_files.items():
             file = path / name
             try:
                 if file.stat().st_size != recorded["size"]:
@@ -75,53 +99,97 @@ class Store:
             except FileNotFoundError:
                 return None, f"stored {name} is gone"
         seen.save()
-        return Entry(stage, key, path, tuple(manifest["files"])), "stored and whole"
+        return Entry(stage, key, path, tuple(recorded_files), made), "stored and whole"
 
-    def draft(self, stage: str, key: str) -> Path:
-        """The folder to write an artifact into: empty, or with the finished parts of a run that was cut off."""
-        folder = self.root / "drafts" / f"{stage}-{key}"
+    @contextmanager
+    def claim(
+        self, stage: str, key: str, owner: str, waiting: Callable[[str], None], redo: float | None = None
+    ) -> Iterator[Entry | None]:
+        """The whole artifact under this key, for as long as nobody may remove it; or None, and then it is the caller's
+        to make, and nobody else's, until the claim ends.
+
+        Somebody else who makes it is waited for; `waiting` is told who. `owner` is what others are told. An artifact
+        older than `redo` (seconds since 1970) is to be made again. Raises StoreFull if the disk got full meanwhile.
+        """
+
+        def found() -> Entry | None:
+            entry = self.find(stage, key)
+            return None if entry and redo is not None and entry.made < redo else entry
+
+        with lock(self._lock(stage, key), owner, shared=True, waiting=waiting):
+            if entry := found():
+                yield entry
+                return
+        with lock(self._lock(stage, key), owner, waiting=waiting):
+            try:
+                yield found()  # perhaps another one has made it since
+            except Exception as error:
+                if not _is_full(error):
+                    raise
+                raise self._full(stage, key, error) from error
+
+    def writable(self) -> OSError | None:
+        """Why nothing can be stored here; None if something can."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.root):
+                return None
+        except OSError as error:
+            return error
+
+    def draft(self, stage: str, key: str, redo: bool = False) -> Path:
+        """The folder to write an artifact into: empty, or with the finished parts of a run that was cut off.
+
+        One that is made again although it was stored has a draft of its own.
+        """
+        folder = self._draft(stage, key, redo)
+        if redo and _made(folder) and _made(folder) <= _made(self._entry(stage, key)):
+            self._discard(folder)  # the artifact that a commit has replaced, and had no time to remove
         folder.mkdir(parents=True, exist_ok=True)
+        for file in [path for path in folder.iterdir() if not path.is_dir()]:
+            file.unlink()
         return folder
 
     def commit(self, draft: Path, stage: str, key: str) -> Entry:
         """Make a finished draft the artifact under its key: hashed, on disk, and there by one rename.
 
-        Unfinished parts are left out. A damaged artifact that stood there is moved aside; a whole one stays, and the
-        draft goes.
+        Unfinished parts are left out. A damaged artifact that stood there is moved aside. A whole one stays and the
+        draft goes, unless the draft is a redone one: then both change places, so that there is a whole one at any
+        moment, and run folders keep the files that they link.
         """
-        for part in [path for path in _walk(draft) if path.name.endswith(UNFINISHED)]:
-            if part.is_dir():
-                shutil.rmtree(part)
-            else:
-                part.unlink(missing_ok=True)  # gone with a folder around it
+        drop_unfinished(draft)
         (draft / MANIFEST).unlink(missing_ok=True)  # of a commit that was cut off
+        sync_tree(draft)
         seen = Fingerprints(self._verified(stage, key))
         files = {}
-        for file in sorted(path for path in _walk(draft) if path.is_file()):
-            _sync(file)
+        for file in sorted(path for path in draft.rglob("*") if path.is_file()):
             name = file.relative_to(draft).as_posix()
             files[name] = {"size": file.stat().st_size, "sha256": seen.sha256(file)}
         manifest = {"format": FORMAT, "stage": stage, "key": key, "files": files}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        _sync(draft / MANIFEST)
-        for folder in [*(path for path in _walk(draft) if path.is_dir()), draft]:
-            _sync(folder)
+        sync(draft / MANIFEST)
+        sync(draft)
 
         path = self._entry(stage, key)
         if path.exists():
-            if entry := self.find(stage, key):
-                shutil.rmtree(draft)
+            entry = self.find(stage, key)
+            if entry and draft != self._draft(stage, key, redo=True):
+                self._discard(draft)
                 return entry
-            aside = self.root / "damaged" / f"{path.name}-{time.time_ns()}"
-            aside.parent.mkdir(exist_ok=True)
-            os.rename(path, aside)
-        os.rename(draft, path)
-        _sync(self.root)
+            swapped = _exchange(draft, path)
+            aside = self._move_aside(draft if swapped else path, "discarded" if entry else "damaged")
+            if not swapped:
+                os.rename(draft, path)
+            if entry:
+                shutil.rmtree(aside)
+        else:
+            os.rename(draft, path)
+        sync(self.root)
         self._verified(stage, key).unlink(missing_ok=True)
         for name in files:
             seen.moved(draft / name, path / name)
         seen.save()
-        return Entry(stage, key, path, tuple(files))
+        return Entry(stage, key, path, tuple(files), _made(path))
 
     def link(self, entry: Entry, run: Path, name: str | None = None) -> Path:
         """Put the artifact into the run folder as `run`/<name>, by hard links where they are possible, else copied.
@@ -163,8 +231,33 @@ class Store:
         """Keep what went into a key."""
         write_whole(self.lineages / f"{stage}-{key}.json", json.dumps(lineage, indent=2, ensure_ascii=False))
 
+    def _full(self, stage: str, key: str, error: Exception) -> StoreFull:
+        """Give back the space of what was not finished, so that the failure can be written down."""
+        for redo in (False, True):
+            drop_unfinished(self._draft(stage, key, redo))
+        return StoreFull(
+            f"the disk is full ({error}). Finished parts are kept: make room (`python -m runner prune "
+            f"{self.root.parent}` shows what no run uses any more) and type the same command again"
+        )
+
+    def _discard(self, folder: Path) -> None:
+        """Remove a folder so that half of it never stands under its name."""
+        shutil.rmtree(self._move_aside(folder, "discarded"))
+
+    def _move_aside(self, folder: Path, why: str) -> Path:
+        aside = self.root / why / f"{folder.name}-{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        os.rename(folder, aside)
+        return aside
+
     def _entry(self, stage: str, key: str) -> Path:
         return self.root / f"{stage}-{key}"
+
+    def _draft(self, stage: str, key: str, redo: bool) -> Path:
+        return self.root / "drafts" / f"{stage}-{key}{'-again' if redo else ''}"
+
+    def _lock(self, stage: str, key: str) -> Path:
+        return self.root / "locks" / f"{stage}-{key}"
 
     def _verified(self, stage: str, key: str) -> Path:
         return self.root / "verified" / f"{stage}-{key}.json"
@@ -173,17 +266,39 @@ class Store:
         return self.root / "measurements" / machine.identity() / f"{stage}-{key}.json"
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    return folder.rglob("*")
+def _made(folder: Path) -> float:
+    """When the manifest in a folder was written, 0 if there is none."""
+    try:
+        return (folder / MANIFEST).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
 
 
-def _sync(path: Path) -> None:
-    """Have what was written at `path` on disk. Folders cannot be synced everywhere; files can."""
+def drop_unfinished(folder: Path) -> None:
+    """Remove what was still being written in a draft."""
+    for part in [path for path in folder.rglob("*") if path.name.endswith(UNFINISHED)]:
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)  # gone with a folder around it
+
+
+def _is_full(error: BaseException | None) -> bool:
+    """Whether space was the reason. Writers that are not Python's have words for it, and no number."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Have two folders change names at once; False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
     try:
-        handle = os.open(path, os.O_RDONLY)
-    except PermissionError:  # a folder on Windows
-        return
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(a.absolute()), here, os.fsencode(b.absolute()), exchange) == 0

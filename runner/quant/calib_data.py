@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from runner.durable import finish, unfinished
 from runner.recording import Recording
 from runner.statistics import LinearStatistics
 
@@ -58,7 +59,8 @@ def replay(file: Path, transformer: nn.Module, draft: Path) -> list[dict[str, An
             seen.add(calls[0][0])
             batch.append(calls.pop(0)[1])
         name = f"calib-{len(entries):03d}"
-        _replay_batch(batch, transformer, draft / name)
+        _replay_batch(batch, transformer, unfinished(draft / name))
+        finish(draft / name)
         entries.append({"folder": name, "prompt": None, "index": len(entries), "seed": None, "roles": ["calibration"]})
     return entries
 
@@ -82,7 +84,7 @@ def _call(record: Any, signature: inspect.Signature, file: Path, number: int) ->
 
 
 def _replay_batch(batch: list[dict[str, Any]], transformer: nn.Module, folder: Path) -> None:
-    (folder / "calls").mkdir(parents=True)
+    (folder / "calls").mkdir()
     parameter = next(transformer.parameters())
     steps: Any = SimpleNamespace(position=0)
     with LinearStatistics(transformer, steps) as statistics, torch.inference_mode():

@@ -8,8 +8,6 @@ sample will generate is run too, as the float reference of the comparison. Cache
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
@@ -18,6 +16,7 @@ from typing import Any
 
 from runner.bench import Context
 from runner.block_times import BlockTimes
+from runner.durable import finish, unfinished
 from runner.generation import Clock, forwards, generate, save_part
 from runner.quant.calib_data import replay, write_calib_data
 from runner.recording import Calls, Recording, Steps, Trajectory
@@ -101,10 +100,7 @@ def _run_batch(
     on_step: Callable[[], None],
 ) -> None:
     """Generate one batch; its folders appear under their names only when they are whole."""
-    drafts = [draft / f"{part.folder}.part" for part in batch]
-    for folder in drafts:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir()
+    drafts = [unfinished(draft / part.folder) for part in batch]
     with ExitStack() as stack:
         steps = stack.enter_context(Steps(pipeline))
         record = "calibration" in batch[0].roles
@@ -121,5 +117,5 @@ def _run_batch(
     if record:
         statistics.save(drafts[0])
     for row, (part, folder) in enumerate(zip(batch, drafts, strict=True)):
-        save_part(generation, row, folder, draft / "videos" / part.folder, context.config["model"]["fps"])
-        os.replace(folder, draft / part.folder)
+        video = save_part(generation, row, folder, draft / "videos" / part.folder, context.config["model"]["fps"])
+        finish(draft / part.folder, beside=video)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from runner.bench import Context
+from runner.durable import finish, unfinished
 from runner.generation import Clock, forwards, generate, race, save_part
 from runner.media import contact_sheet
 from runner.metrics.compare import Clip, compare
@@ -103,12 +102,9 @@ def _generate(context: Context, pipeline: Any, draft: Path) -> None:
             )
             clock.add(generation, len(batch))
             for row, prompt in enumerate(batch):
-                folder = draft / f"{prompt['folder']}.part"
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.mkdir()
+                part = draft / prompt["folder"]
                 video = draft / "videos" / prompt["folder"] if config["sample"]["save"] else None
-                save_part(generation, row, folder, video, config["model"]["fps"])
-                os.replace(folder, draft / prompt["folder"])
+                finish(part, beside=save_part(generation, row, unfinished(part), video, config["model"]["fps"]))
     (draft / "prompts.json").write_text(json.dumps(prompts, indent=2))
     context.measurements |= {"generation": clock.summary(), "peak_memory_bytes": context.hardware.peak_memory()}
 

@@ -1,0 +1,53 @@
+"""What is written so that a crash, of the process or of the machine, leaves all of it or nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+UNFINISHED = ".part"  # names that end so are still being written; whoever finds one later may throw it away
+
+
+def unfinished(target: Path) -> Path:
+    """An empty folder to write into what is to become `target`."""
+    folder = target.with_name(target.name + UNFINISHED)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def finish(target: Path, beside: Iterable[Path] = ()) -> None:
+    """Make what was written into `unfinished(target)` appear as `target`, on disk together with the files `beside` it.
+
+    A target that is there already stays: what is made twice from the same seed is the same.
+    """
+    folder = target.with_name(target.name + UNFINISHED)
+    if target.exists():
+        shutil.rmtree(folder)
+        return
+    for file in beside:
+        sync(file)
+    sync_tree(folder)
+    os.rename(folder, target)
+    sync(target.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Have all files of a folder, and the folders' own entries, on disk."""
+    paths = sorted(folder.rglob("*"))
+    for path in [*(p for p in paths if p.is_file()), *(p for p in paths if p.is_dir()), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Have what was written at `path` on disk. Folders cannot be synced everywhere; files can."""
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except PermissionError:  # a folder on Windows
+        return
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
