@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from runner.hardware import Hardware
 from runner.media import save_clip
 from runner.model import apply_template
+from runner.sampler import schedules
 
 
 @dataclass
@@ -77,6 +78,12 @@ def generate(
         "callback_on_step_end": end_of_step,
     }
     known = inspect.signature(pipeline.__call__).parameters
+    if sampler["schedule"] is not None:
+        if "timesteps" not in known:
+            raise ValueError(f"{type(pipeline).__name__} takes no timesteps, so no schedule")
+        arguments["timesteps"] = schedules.timesteps(Path(sampler["schedule"]))
+    if hasattr(pipeline.scheduler, "follow_paths"):  # the others draw no noise, or the desk has refused paths
+        pipeline.scheduler.follow_paths(seeds if sampler["noise"] == "path" else None, config["recording"]["steps"])
     pipeline.set_progress_bar_config(disable=True)  # the stage has one bar for all its clips
     hardware.synchronize()
     start = time.perf_counter()

@@ -15,7 +15,7 @@ from runner.desk import checkpoints
 from runner.desk.checkpoints import Checkpoint
 from runner.desk.faults import Fault, Refused, nearest, nearest_key, spell
 from runner.desk.graph import STAGES
-from runner.desk.precedence import DEFAULTS, MISSING, checkpoint_defaults, explicit, leaves
+from runner.desk.precedence import DEFAULTS, MISSING, Explicit, checkpoint_defaults, explicit, leaves
 from runner.desk.schema import AVAILABLE, Config, keys
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 # Folders and files: relative to the working folder when given, absolute in run.json.
 PATHS = (
     *("output", "model.cache_dir", "quant.folder", "dump.from", "dump.folder"),
-    *("sample.folder", "sample.lpips", "sample.clip"),
+    *("sample.folder", "sample.lpips", "sample.clip", "sampler.schedule"),
 )
 
 
@@ -62,7 +62,7 @@ def check(composed: DictConfig, overrides: Sequence[str]) -> Checked:
     wrong = {fault.key for fault in faults}
     faults += [fault for fault in _later(config) if fault.key not in wrong]
     wrong |= {fault.key for fault in faults}
-    faults += [fault for fault in _between(config, checkpoint, wrong) if fault.key not in wrong]
+    faults += [fault for fault in _between(config, checkpoint, wrong, explicitly) if fault.key not in wrong]
     sources = {"recipe": "by the recipe", "checkpoint": f"by {checkpoint and checkpoint.path}/{DEFAULTS}"}
     if faults:
         raise Refused(_with_source(fault, sources.get(origin.get(fault.key, ""))) for fault in faults)
@@ -145,10 +145,12 @@ def _later(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield Fault(key, f"this feature is not there yet; the key must be {there}", value)
 
 
-def _between(config: dict[str, Any], checkpoint: Checkpoint | None, wrong: set[str]) -> Iterator[Fault]:
+def _between(
+    config: dict[str, Any], checkpoint: Checkpoint | None, wrong: set[str], explicitly: Explicit
+) -> Iterator[Fault]:
     """Rules between keys, about files and of the model; what is `wrong` already is not judged again.
 
-    Resolves `config` in place: paths become absolute and prompts lists.
+    Resolves `config` in place: paths become absolute, prompts lists, and a schedule's file says how many steps.
     """
 
     def good(*names: str) -> bool:
@@ -168,8 +170,8 @@ def _between(config: dict[str, Any], checkpoint: Checkpoint | None, wrong: set[s
         if folder is not None and not os.path.isdir(folder):
             yield Fault(f"sample.{name}", "there is no such folder", folder)
     yield from _stage_names(config, good)
-    if good("sampler.sample_method"):
-        yield from _sample_method(config["sampler"]["sample_method"])
+    if not any(key.startswith("sampler") for key in wrong):
+        yield from _sampler(config["sampler"], explicitly)
     if good("hardware.device") and config["hardware"]["device"] == "cuda" and (reason := _no_cuda()):
         yield Fault("hardware.device", reason, "cuda")
     if not good("model", "model.name"):
@@ -230,12 +232,17 @@ def _stage_names(config: Mapping[str, Any], good: Any) -> Iterator[Fault]:
                 yield Fault(key, f"expected {' or '.join(names)}", name, nearest(name, names))
 
 
-def _sample_method(method: str) -> Iterator[Fault]:
+def _sampler(sampler: dict[str, Any], explicitly: Explicit) -> Iterator[Fault]:
+    from runner.sampler import rules
     from runner.sampler.methods import SAMPLE_METHODS
 
+    method = sampler["sample_method"]
     if method not in SAMPLE_METHODS:
         expected = f"expected one of {', '.join(SAMPLE_METHODS)}"
         yield Fault("sampler.sample_method", expected, method, nearest(method, SAMPLE_METHODS))
+        return
+    for name, sentence, value in rules.faults(sampler, "sampler.num_sampling_steps" in explicitly):
+        yield Fault(f"sampler.{name}", sentence, value)
 
 
 def _no_cuda() -> str | None:

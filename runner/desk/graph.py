@@ -20,6 +20,7 @@ from runner.desk.asked import as_asked
 from runner.desk.checkpoints import weight_files
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.store import NOT_STORED, Store
+from runner.sampler import schedules
 
 # Keys that can change no result: names, places (weights and prompts count by their content), and what is measured
 # beside the results. A test holds that every key of the schema is either here or in some stage's `fields`.
@@ -36,7 +37,8 @@ GENERATION = (
     "model.width", "model.fps", "model.batch_size", "model.max_sequence_length", "model.template",
     "model.negative_prompt", "model.clean_caption", "model.enable_tiling", "model.tile_overlap_factor",
     "model.save_memory", "sampler.sample_method", "sampler.num_sampling_steps", "sampler.guidance_scale",
-    "sampler.guidance_batch", "sampler.schedule", "hardware.device", "parallel.world_size", "parallel.cfg",
+    "sampler.guidance_batch", "sampler.schedule", "sampler.noise",
+    "recording.steps", "hardware.device", "parallel.world_size", "parallel.cfg",
     "parallel.ulysses", "parallel.vae",
 )  # fmt: skip
 
@@ -283,6 +285,10 @@ def _field(config: Config, key: str, fingerprints: Fingerprints) -> Any:
     found = value(config, key)
     if key == "dump.from" and found is not None:
         return fingerprints.sha256(Path(found))
+    if key == "sampler.schedule" and found is not None:
+        return schedules.read(Path(found))
+    if key == "recording.steps" and config["sampler"]["noise"] != "path":
+        return None
     if key == "quant.percentile" and config["quant"]["observer"] != "percentile":
         return None
     return found

@@ -51,7 +51,9 @@ class PromptsSection(Section):
 
 
 class RecordingSection(Section):
-    steps: int = Field(ge=2, le=1000, description="steps of the recorded run that a schedule is searched in")
+    steps: int = Field(
+        ge=2, le=1000, description="steps of the run that a schedule is searched in, and that noise=path follows"
+    )
 
 
 class Model(Section):
@@ -86,7 +88,10 @@ class Sampler(Section):
     num_sampling_steps: int = Field(ge=1, le=1000, description="steps of the solver")
     guidance_scale: float = Field(ge=0, description="weight of the prompt; 1 and less: no guidance")
     guidance_batch: Literal["joint", "separate"] = Field(description="both guidance branches in one forward, or in two")
-    schedule: Text | None = Field(description="file with the timesteps to use")
+    schedule: Text | None = Field(description="file with the timesteps to use, divided by 1000: a JSON list, ascending")
+    noise: Literal["draws", "path"] = Field(
+        description="noise between steps: drawn as the reference does, or along one path for every schedule of a seed"
+    )
     search: Text | None = Field(description="which search to make (search_type of the guides)")
     neighbour_type: Literal["uniform", "random"] | None = Field(description="candidates of a schedule search")
     monte_carlo_iters: int | None = Field(ge=1, description="noise draws a candidate of a schedule search")
@@ -184,7 +189,6 @@ AVAILABLE: dict[str, tuple[Any, ...]] = {
     "cache.config": (None,),
     "cache.ratio": (None,),
     "cache.save_path": (None,),
-    "sampler.schedule": (None,),
     "sampler.search": (None,),
     "sampler.neighbour_type": (None,),
     "sampler.monte_carlo_iters": (None,),

@@ -11,10 +11,15 @@ from typing import Any
 def load_pipeline(model: Mapping[str, Any], sample_method: str, device: str, transformer: Any = None) -> Any:
     """The float pipeline of a model section (`name` chooses the room; paths absolute) on a device, ready to sample.
 
-    `transformer` takes the place of the checkpoint's own, which is then not read: a quantized one, say.
+    `transformer` takes the place of the checkpoint's own, which is then not read: a quantized one, say. The scheduler
+    is one that takes a schedule exactly, where its method can (runner.sampler.SCHEDULED).
     Raises ValueError on a name that has no room here; see the room's `load` for the rest.
     """
-    return _room(model).load(model, sample_method, device, transformer)
+    from runner.sampler import exact
+
+    pipeline = _room(model).load(model, sample_method, device, transformer)
+    pipeline.scheduler = exact(pipeline.scheduler)
+    return pipeline
 
 
 def load_transformer(model: Mapping[str, Any], device: str) -> Any:

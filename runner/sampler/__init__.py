@@ -2,12 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .methods import SAMPLE_METHODS
+from .methods import NOISY, SAMPLE_METHODS, SCHEDULED
 
 if TYPE_CHECKING:
     from .schedulers import make_scheduler
+    from .solvers import exact
 
-__all__ = ["SAMPLE_METHODS", "make_scheduler"]
+__all__ = ["NOISY", "SAMPLE_METHODS", "SCHEDULED", "exact", "make_scheduler"]
 
 
 def __getattr__(name: str) -> Any:
@@ -15,4 +16,8 @@ def __getattr__(name: str) -> Any:
         from .schedulers import make_scheduler
 
         return make_scheduler
+    if name == "exact":
+        from .solvers import exact
+
+        return exact
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Names of the solvers, for those who must not import torch."""
+"""Names of the solvers and what each can take, for those who must not import torch."""
 
 SAMPLE_METHODS = (
     "DDIM",
@@ -12,3 +12,7 @@ SAMPLE_METHODS = (
     "DPMSolverSinglestep",
     "DEISMultistep",
 )
+# One evaluation a step, at exactly the timesteps that are given: these follow a schedule, and these are searched for.
+# Rectified flow and flow matching belong here once their models are there.
+SCHEDULED = ("EulerAncestralDiscrete", "EulerDiscrete", "DDIM", "DPMSolverMultistep")
+NOISY = ("DDPM", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete")  # those that draw noise at every step

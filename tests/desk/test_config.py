@@ -158,7 +158,7 @@ def test_value_out_of_bounds(checked, argument, says):
     [
         "show=estimate", "launch=print", "redo=[sample]", "quant.scheme=w8a8_dynamic",
         "cache.policy=dit", "cache.config=a.json", "cache.ratio=1.3", "cache.save_path=a.json",
-        "sampler.schedule=a.txt", "sampler.search=restep", "sampler.neighbour_type=uniform",
+        "sampler.search=restep", "sampler.neighbour_type=uniform",
         "sampler.monte_carlo_iters=5", "sampler.videos_path=videos", "sampler.save_dir=there",
         "parallel.world_size=2", "parallel.cfg=true",
         "parallel.ulysses=2", "parallel.vae=true", "hardware.device=npu", "hardware.device=gcu",
@@ -329,6 +329,38 @@ def test_cuda_without_a_gpu_shows_before_torch(checked, monkeypatch, driver, tor
         assert checked("hardware=cuda").config["hardware"]["device"] == "cuda"
     else:
         assert says in refusal(checked, "hardware=cuda")["hardware.device"]
+
+
+def test_a_schedule_s_file_says_how_many_steps(checked, tmp_path):
+    (tmp_path / "mine.txt").write_text("[0.0, 0.25, 0.5, 0.999]")
+    sampler = checked("sampler.schedule=mine.txt").config["sampler"]
+    assert (sampler["schedule"], sampler["num_sampling_steps"]) == (str(tmp_path / "mine.txt"), 4)
+    checked("sampler.schedule=mine.txt", "sampler.num_sampling_steps=4")
+    found = refusal(checked, "sampler.schedule=mine.txt", "sampler.num_sampling_steps=50")
+    assert "expected 4, the entries of sampler.schedule" in found["sampler.num_sampling_steps"]
+
+
+def test_a_bad_schedule_is_refused_with_what_is_wrong_where(checked, tmp_path):
+    (tmp_path / "bad.txt").write_text("[0.0, 0.5, 0.4]")
+    assert "entry 2 is 0.4, not above entry 1, 0.5" in refusal(checked, "sampler.schedule=bad.txt")["sampler.schedule"]
+    assert "cannot be read: No such file" in refusal(checked, "sampler.schedule=no.txt")["sampler.schedule"]
+
+
+METHODS_WITHOUT = ("HeunDiscrete", "KDPM2AncestralDiscrete", "PNDM", "DDPM", "DEISMultistep", "DPMSolverSinglestep")
+
+
+@pytest.mark.parametrize("method", METHODS_WITHOUT)
+def test_methods_that_take_no_schedule_are_refused_by_name(checked, tmp_path, method):
+    (tmp_path / "good.txt").write_text("[0.0, 0.5, 0.9]")
+    found = refusal(checked, "sampler.schedule=good.txt", f"sampler.sample_method={method}")
+    assert f"{method} takes no schedule; expected one of EulerAncestralDiscrete" in found["sampler.schedule"]
+
+
+def test_noise_along_a_path_is_for_methods_that_can(checked):
+    for method in ("DDPM", "KDPM2AncestralDiscrete"):
+        found = refusal(checked, "sampler.noise=path", f"sampler.sample_method={method}")
+        assert f"{method} draws noise that follows no path" in found["sampler.noise"]
+    assert checked("sampler.noise=path", "sampler.sample_method=PNDM").config["sampler"]["noise"] == "path"
 
 
 def test_the_shipped_weights_say_that_they_are(composed, tiny_checkpoint, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ EVERYTHING = {
     "model.max_sequence_length": 40, "model.template": "{}", "model.negative_prompt": "other",
     "model.clean_caption": False, "model.enable_tiling": True, "model.tile_overlap_factor": 0.5,
     "model.save_memory": True, "sampler.sample_method": "DDIM", "sampler.num_sampling_steps": 4,
-    "sampler.guidance_scale": 2.0, "sampler.guidance_batch": "separate", "sampler.schedule": "a.txt",
+    "sampler.guidance_scale": 2.0, "sampler.guidance_batch": "separate", "sampler.noise": "path",
     "hardware.device": "cuda", "parallel.world_size": 2, "parallel.cfg": True, "parallel.ulysses": 2,
     "parallel.vae": True, "dump.format": "pth", "prompts.text": ["other"], "prompts.calibration": ["other"],
 }  # fmt: skip
@@ -41,7 +41,7 @@ NOTHING = {
     "name": "other", "output": "/elsewhere", "show": "plan", "launch": "print", "until": "sample", "redo": ["dump"],
     "model.revision": "main", "model.cache_dir": "/c", "model.keep_float": [], "quant.percentile": 99.0,
     "quant.folder": "/q", "cache.ratio": 1.3, "cache.save_path": "/c", "sampler.neighbour_type": "uniform",
-    "sampler.monte_carlo_iters": 3, "sampler.videos_path": "/v",
+    "sampler.monte_carlo_iters": 3, "sampler.videos_path": "/v", "recording.steps": 50,
     "sampler.save_dir": "/s", "parallel.master_port": 1, "hardware.env": {"A": "1"}, "dump.folder": "/d",
     "sample.folder": "/s", "timing.warmup": 3, "timing.repeats": 9,
 }  # fmt: skip
@@ -61,6 +61,7 @@ BY_OTHER_TESTS = {
     "model.text_encoder",
     "dump.from",
     "sample.compare",
+    "sampler.schedule",
 }
 
 
@@ -132,6 +133,23 @@ def test_recorded_calls_of_ones_own_count_by_content(config, tmp_path):
     assert keys(changed(config, "dump.from", str(tmp_path / "renamed.pth"))) == first
     (tmp_path / "renamed.pth").write_bytes(b"two")
     assert keys(changed(config, "dump.from", str(tmp_path / "renamed.pth")))["dump"] != first["dump"]
+
+
+def test_a_schedule_counts_by_its_entries(config, tmp_path):
+    file, before = tmp_path / "a.txt", keys(config)
+    file.write_text("[0.0, 0.5, 0.999]")
+    with_one = keys(changed(config, "sampler.schedule", str(file)))
+    assert not set(with_one.values()) & set(before.values())
+    (tmp_path / "b.txt").write_text("[0.0,\n 0.50, 0.999]")
+    assert keys(changed(config, "sampler.schedule", str(tmp_path / "b.txt"))) == with_one
+    file.write_text("[0.0, 0.6, 0.999]")
+    assert keys(changed(config, "sampler.schedule", str(file)))["dump"] != with_one["dump"]
+
+
+def test_the_steps_of_a_recording_count_where_noise_follows_it(config):
+    chosen = changed(config, "sampler.noise", "path")
+    before, after = keys(chosen), keys(changed(chosen, "recording.steps", 50))
+    assert {stage for stage in before if before[stage] != after[stage]} == ALL
 
 
 def test_torch_counts_by_its_release_line(config, monkeypatch):

@@ -1,0 +1,61 @@
+"""Generations with a schedule and along a noise path, by a real pipeline."""
+
+import json
+
+import pytest
+import torch
+
+from runner.generation import generate
+from runner.hardware import open_device
+from runner.model import load_pipeline
+from runner.sampler import schedules
+
+
+@pytest.fixture(scope="module")
+def config(tiny_checkpoint):
+    root = tiny_checkpoint.parent
+    model = {
+        **{"name": "osp12", "checkpoint": str(tiny_checkpoint), "vae": str(root / "vae"), "dtype": "bf16"},
+        **{"text_encoder": str(root / "text_encoder"), "num_frames": 9, "height": 32, "width": 48, "template": "{}"},
+        **{"negative_prompt": "", "max_sequence_length": 48, "clean_caption": True},
+    }
+    sampler = {
+        **{"sample_method": "EulerAncestralDiscrete", "num_sampling_steps": 6, "guidance_scale": 4.0},
+        **{"guidance_batch": "joint", "schedule": None, "noise": "draws"},
+    }
+    return {"model": model, "sampler": sampler, "recording": {"steps": 6}}
+
+
+@pytest.fixture(scope="module")
+def pipeline(config):
+    return load_pipeline(config["model"], config["sampler"]["sample_method"], "cpu")
+
+
+def latents(pipeline, config, seeds=(5,), **sampler):
+    changed = {**config, "sampler": {**config["sampler"], **sampler}}
+    return generate(pipeline, changed, ["a red boat"] * len(seeds), list(seeds), open_device("cpu")).latents
+
+
+def test_its_own_timesteps_in_a_file_change_no_bit(pipeline, config, tmp_path):
+    plain = latents(pipeline, config)
+    pipeline.scheduler.set_timesteps(6)
+    file = tmp_path / schedules.NAME
+    schedules.write(pipeline.scheduler.timesteps.tolist(), file)
+    assert torch.equal(latents(pipeline, config, schedule=str(file), num_sampling_steps=6), plain)
+    file.write_text(json.dumps(json.loads(file.read_text())[::2]))
+    assert not torch.equal(latents(pipeline, config, schedule=str(file), num_sampling_steps=3), plain)
+    assert torch.equal(latents(pipeline, config), plain)  # nothing of it stays
+
+
+def test_a_path_over_its_own_nodes_is_the_reference_s_run(pipeline, config):
+    plain, path = latents(pipeline, config).float(), latents(pipeline, config, noise="path").float()
+    assert float((plain - path).norm() / plain.norm()) < 0.05  # bfloat16 rounds the two differently
+    other = latents(pipeline, config, seeds=(6,)).float()
+    assert float((plain - other).norm() / plain.norm()) > 0.5
+    assert torch.equal(latents(pipeline, config).float(), plain)
+
+
+def test_a_path_belongs_to_its_seed_whatever_the_batch(pipeline, config):
+    both = latents(pipeline, config, seeds=(5, 6), noise="path", num_sampling_steps=4).float()
+    alone = latents(pipeline, config, seeds=(6,), noise="path", num_sampling_steps=4).float()
+    assert float((both[1:] - alone).norm() / alone.norm()) < 0.05
