@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # `runner NAME ...`: the module whose main(arguments) does it and returns the exit status.
-COMMANDS: dict[str, str] = {}
+COMMANDS = {"report": "runner.desk.report.command"}
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 
 
@@ -44,13 +44,13 @@ def door(arguments: Sequence[str]) -> int:
     if not arguments:
         print(show.recipe_list())
         return DONE
-    if {"-h", "--help"} & set(arguments):
-        print(show.help_text())
-        return DONE
     try:
         if arguments[0] in COMMANDS:
             command: Callable[[Sequence[str]], int] = import_module(COMMANDS[arguments[0]]).main
             return command(arguments[1:])
+        if {"-h", "--help"} & set(arguments):
+            print(show.help_text())
+            return DONE
         return _compose(arguments)
     except JobEnded as ended:
         return ended.status

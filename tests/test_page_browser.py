@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from desk.make_run import PROMPTS, failed_run, float_run, make_run
+from desk.make_run import PROMPTS, failed_run, float_run, make_run, make_sweep
 
 from runner.desk.report import write
+from runner.desk.report.command import write_sweep
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMEDRIVER = shutil.which("chromedriver")
@@ -120,10 +121,13 @@ def many_clips(folder: Path) -> Path:
     return make_run(folder, [f"{PROMPTS[i % 4]}, take {i}" for i in range(14)], frames=3)
 
 
-@pytest.fixture(scope="module", params=[make_run, float_run, failed_run, many_clips], ids=lambda make: make.__name__)
+@pytest.fixture(
+    scope="module", params=[make_run, float_run, failed_run, many_clips, make_sweep], ids=lambda make: make.__name__
+)
 def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     make: Callable[[Path], Path] = request.param
-    return write(make(tmp_path_factory.mktemp("pages") / "run & name #1"))
+    folder = make(tmp_path_factory.mktemp("pages") / "run & name #1")
+    return write_sweep(folder) if make is make_sweep else write(folder)
 
 
 @pytest.mark.parametrize("width", [1280, 390])

@@ -116,6 +116,29 @@ def failed_run(folder: Path) -> Path:
     return folder
 
 
+def make_sweep(folder: Path) -> Path:
+    """A sweep of three observers, the third of which failed; the references are linked as the store links them."""
+    runs = [make_run(folder / "0", PROMPTS[:2]), make_run(folder / "1", PROMPTS[:2]), failed_run(folder / "2")]
+    for place, (run, observer) in enumerate(zip(runs, ("minmax", "mse", "histogram"), strict=True)):
+        described = read_json(run / "run.json")
+        described["config"]["quant"]["observer"] = observer
+        described["config"]["model"]["checkpoint"] = "weights"
+        described["config"]["prompts"] = {"text": PROMPTS[:2], "calibration": PROMPTS[:2]}
+        write_json(run / "run.json", described)
+        for video in (run / "dump/videos").glob("*.mp4"):
+            if place:
+                video.unlink()
+                video.hardlink_to(runs[0] / "dump/videos/prompt-001.mp4")
+    metrics, measured = (read_json(runs[1] / name) for name in ("sample/metrics.json", "measurements/sample.json"))
+    metrics["summary"]["psnr_db"]["median"] = 35.1
+    measured["step_seconds"]["ratio"]["median"] = 1.25
+    write_json(runs[1] / "sample/metrics.json", metrics)
+    write_json(runs[1] / "measurements/sample.json", measured)
+    command = ["python", "-m", "runner", "-m", "quant.observer=minmax,mse,histogram"]
+    write_json(folder / "sweep.json", {"name": "a sweep", "command": command, "jobs": ["0", "1", "2"]})
+    return folder
+
+
 MACHINE: Json = {"device": "cpu", "name": "a processor of two cores", "cores": 2, "memory_bytes": 8_000_000_000}
 
 

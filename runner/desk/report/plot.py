@@ -1,0 +1,85 @@
+"""Plots as SVG, by arithmetic alone: the same points give the same bytes, and no library or font is asked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+WIDTH, HEIGHT = 360, 240  # of a scatter plot, in the units of its view box
+LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 40
+TICKS = 5  # at most, on each axis
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run in a plot: what it is called, and where it lies."""
+
+    label: str
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
+class Axis:
+    """What is measured along an axis, and how its numbers are written."""
+
+    label: str
+    show: Callable[[float], str]
+
+
+def scatter(points: Sequence[Point], x: Axis, y: Axis, name: str, joined: bool = False) -> Markup:
+    """Points over two axes, each with its label; `joined`: a line through them from left to right.
+
+    `name` makes the ids of this plot its own on a page. Points that are not finite are left out; without any that is
+    left the plot is empty.
+    """
+    points = sorted((p for p in points if math.isfinite(p.x) and math.isfinite(p.y)), key=lambda p: (p.x, p.y, p.label))
+    if not points:
+        return Markup("")
+    across, up = ticks([p.x for p in points]), ticks([p.y for p in points])
+
+    def px(value: float) -> float:
+        return LEFT + (WIDTH - LEFT - RIGHT) * (value - across[0]) / (across[-1] - across[0])
+
+    def py(value: float) -> float:
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - up[0]) / (up[-1] - up[0])
+
+    title = f"{y.label} against {x.label}"
+    told = "; ".join(f"{p.label}: {x.show(p.x)}, {y.show(p.y)}" for p in points)
+    lines = [
+        f'<svg class="scatter" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-title {name}-about">',
+        f'<title id="{name}-title">{escape(title)}</title><desc id="{name}-about">{escape(told)}</desc>',
+    ]
+    for value in up:
+        lines.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{py(value):.1f}" y2="{py(value):.1f}"/>')
+        lines.append(f'<text class="tick end" x="{LEFT - 6}" y="{py(value) + 4:.1f}">{escape(y.show(value))}</text>')
+    for value in across:
+        lines.append(
+            f'<text class="tick middle" x="{px(value):.1f}" y="{HEIGHT - BOTTOM + 16}">{escape(x.show(value))}</text>'
+        )
+    lines.append(f'<text class="axis end" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(x.label)}</text>')
+    if joined:
+        path = " ".join(f"{px(p.x):.1f},{py(p.y):.1f}" for p in points)
+        lines.append(f'<polyline class="joined" points="{path}"/>')
+    for p in points:
+        side, offset = ("end", -7) if px(p.x) > (WIDTH + LEFT) / 2 else ("start", 7)
+        lines.append(f'<circle cx="{px(p.x):.1f}" cy="{py(p.y):.1f}" r="4"/>')
+        lines.append(
+            f'<text class="label {side}" x="{px(p.x) + offset:.1f}" y="{py(p.y) - 6:.1f}">{escape(p.label)}</text>'
+        )
+    return Markup("\n".join([*lines, "</svg>"]))
+
+
+def ticks(values: Sequence[float]) -> list[float]:
+    """Round numbers that span the values, at least two and about TICKS of them."""
+    low, high = min(values), max(values)
+    if low == high:
+        low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
+    rough = (high - low) / (TICKS - 1)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, last + 1)]
