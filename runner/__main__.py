@@ -19,7 +19,10 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 # `runner NAME ...`: the module whose main(arguments) does it and returns the exit status.
-COMMANDS = {"report": "runner.desk.report.command"}
+COMMANDS = {
+    "import-flags": "runner.desk.import_flags",
+    "report": "runner.desk.report.command",
+}
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
 Text = Annotated[str, Field(min_length=1)]
@@ -214,3 +215,15 @@ def keys(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
         else:
             found[key] = field.description or ""
     return found
+
+
+def field(key: str) -> FieldInfo | None:
+    """What the schema says of a full key; None if there is no such key."""
+    section: Any = Config
+    *sections, name = key.split(".")
+    for part in sections:
+        found = section.model_fields.get(part)
+        if found is None or not isinstance(found.annotation, type) or not issubclass(found.annotation, BaseModel):
+            return None
+        section = found.annotation
+    return next((field for known, field in section.model_fields.items() if name == (field.alias or known)), None)
