@@ -55,8 +55,7 @@ class PretrainedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two
         Other options that a diffusers pipeline passes along are accepted while they are off. Raises CheckpointError if
         the folder lacks something or its tensors do not fit its config, TypeError for an option that is on.
         """
-        if asked := [key for key, value in options.items() if value not in (None, False) and key not in WITHOUT_EFFECT]:
-            raise TypeError(f"{cls.__name__}.from_pretrained knows no {', '.join(asked)}")
+        cls.refuse(options)
         folder = locate(
             pretrained_model_name_or_path,
             subfolder,
@@ -68,6 +67,12 @@ class PretrainedModel(ModelMixin, ConfigMixin):  # type: ignore[misc]  # the two
         config = read_config(folder)
         state = cls.read_state(folder, torch_dtype or torch.float32, variant)
         return build(cls, config, state, str(folder), cls.unsaved)
+
+    @classmethod
+    def refuse(cls, options: Mapping[str, Any]) -> None:
+        """Raise TypeError for options of from_pretrained that are on and not known here."""
+        if asked := [key for key, value in options.items() if value not in (None, False) and key not in WITHOUT_EFFECT]:
+            raise TypeError(f"{cls.__name__}.from_pretrained knows no {', '.join(asked)}")
 
     @classmethod
     def read_state(cls, folder: Path, dtype: torch.dtype, variant: str | None) -> dict[str, Tensor]:

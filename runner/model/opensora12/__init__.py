@@ -4,6 +4,7 @@ from importlib import import_module
 from typing import Any
 
 _NAMES = {
+    "vae": ("OpenSora12VAE",),
     "transformer": ("OpenSora12Transformer",),
     "masks": ("apply_mask_strategy", "find_nearest_point", "parse_mask_strategy", "strategy_text"),
     "prompts": ("append_score", "extract_json", "save_path", "split_merge", "split_prompt", "text_preprocessing"),

@@ -52,8 +52,9 @@ class OpenSora12Transformer(PretrainedModel):
         super().__init__()
         _refuse_unsupported(self.config)
         self.out_channels = 2 * in_channels if pred_sigma else in_channels
-        _, self.patch_rows, self.patch_columns = patch = tuple(patch_size)
-        self.x_embedder = PatchEmbed3D(in_channels, hidden_size, patch)
+        self.input_sq_size = input_sq_size
+        _, self.patch_rows, self.patch_columns = patch_size
+        self.x_embedder = PatchEmbed3D(in_channels, hidden_size, (1, self.patch_rows, self.patch_columns))
         self.t_embedder = ScalarEmbedder(hidden_size)
         self.fps_embedder = ScalarEmbedder(hidden_size)
         self.t_block = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 6 * hidden_size))
@@ -96,7 +97,7 @@ class OpenSora12Transformer(PretrainedModel):
         tokens = self.x_embedder(x.to(dtype))
         grid = (-(-rows // self.patch_rows), -(-columns // self.patch_columns))
         scale = _side(height, 8 * rows, device) * _side(width, 8 * columns, device)
-        position = position_embedding(*grid, tokens.shape[-1], scale.sqrt() / self.config.input_sq_size).to(dtype)
+        position = position_embedding(*grid, tokens.shape[-1], scale.sqrt() / self.input_sq_size).to(dtype)
         tokens = (tokens.unflatten(1, (frames, -1)) + position[:, None]).flatten(1, 2)
 
         rate = self.fps_embedder(_rows(fps.flatten(), batch, "fps"), dtype)
