@@ -8,6 +8,8 @@ _NAMES = {
     "transformer": ("OpenSora12Transformer",),
     "masks": ("apply_mask_strategy", "find_nearest_point", "parse_mask_strategy", "strategy_text"),
     "prompts": ("append_score", "extract_json", "save_path", "split_merge", "split_prompt", "text_preprocessing"),
+    "sampling": ("rflow_sample",),
+    "scheduler": ("RFlowScheduler", "timesteps"),
     "sizes": ("dframe_to_frame", "frame_count", "image_size", "latent_sizes"),
 }
 _MODULES = {name: module for module, names in _NAMES.items() for name in names}
