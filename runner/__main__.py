@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # `runner NAME ...`: the module whose main(arguments) does it and returns the exit status.
 COMMANDS = {
     "import-flags": "runner.desk.import_flags",
+    "prune": "runner.desk.prune",
     "report": "runner.desk.report.command",
 }
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -32,6 +34,18 @@ def finish(target: Path, beside: Iterable[Path] = ()) -> None:
     sync_tree(folder)
     os.rename(folder, target)
     sync(target.parent)
+
+
+def exchange(a: Path, b: Path) -> bool:
+    """Have two folders change names at once; False where the system cannot."""
+    if not sys.platform.startswith("linux"):
+        return False
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    return renameat2(here, os.fsencode(a.absolute()), here, os.fsencode(b.absolute()), exchange) == 0
 
 
 def sync_tree(folder: Path) -> None:

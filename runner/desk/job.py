@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.desk import graph, provenance
 from runner.desk.config import Checked, check
+from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints, write_whole
 from runner.desk.graph import PlannedStage
 from runner.desk.store import Store
@@ -55,7 +56,10 @@ class Job:
 
 
 def prepare(composed: DictConfig, overrides: Sequence[str]) -> Job:
-    """Check and plan what Hydra composed from `overrides`. Raises Refused with all faults."""
+    """Check and plan what Hydra composed from `overrides`.
+
+    Raises Refused with all faults, or where a stage must run and nothing can be stored.
+    """
     checked = check(composed, overrides)
     store = Store(Path(checked.config["output"]) / ".store")
     fingerprints = Fingerprints(store.root / "fingerprints.json")
@@ -63,6 +67,10 @@ def prepare(composed: DictConfig, overrides: Sequence[str]) -> Job:
         print(f"reading {unread / 1e9:.0f} GB of weights once, to know them again", file=sys.stderr)
     planned = graph.plan(checked.config, store, fingerprints)
     fingerprints.save()
+    missing = [stage.stage for stage in planned if stage.action == "run"]
+    if missing and checked.config["show"] != "plan" and (why := store.writable()):
+        expected = f"expected a store that can be written, since {', '.join(missing)} must run ({why})"
+        raise Refused([Fault("output", expected, checked.config["output"])])
     return Job(checked, tuple(overrides), store, fingerprints, planned)
 
 

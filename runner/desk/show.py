@@ -32,6 +32,7 @@ examples
   python -m runner +recipe=osp12_w8a8 --cfg job                      the composed configuration; runs nothing
   python -m runner report FOLDER...                                  the page of a run or a sweep; --csv, --json
   python -m runner import-flags --name mine "torchrun ..."           an old launch line as ./recipes/mine.yaml
+  python -m runner prune outputs                                     what no run uses any more; --yes deletes it
 
 A value comes from the command line, else the recipe, else the checkpoint's defaults.yaml, else the group's default.
 Exit status: 0 done, 1 a run failed, 2 a configuration was refused, 130 interrupted.

@@ -16,16 +16,14 @@ Files of a draft that lie in no folder are written last, so those of a run that 
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import json
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,11 +32,12 @@ from runner.desk import machine
 from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints, write_whole
 from runner.desk.locks import lock
-from runner.durable import UNFINISHED, sync, sync_tree
+from runner.durable import UNFINISHED, exchange, sync, sync_tree
 
-FORMAT = 1  # of manifest.json; one that a newer version wrote is never touched
+FORMAT = 1  # of manifest.json; what has a newer one is not made again over it
 MANIFEST = "manifest.json"
 NOT_STORED = "not stored yet"
+AGAIN = "-again"  # of the draft of what is stored and made again
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -144,7 +143,7 @@ class Store:
         """
         folder = self._draft(stage, key, redo)
         if redo and _made(folder) and _made(folder) <= _made(self._entry(stage, key)):
-            self._discard(folder)  # the artifact that a commit has replaced, and had no time to remove
+            self.discard(folder)  # the artifact that a commit has replaced, and had no time to remove
         folder.mkdir(parents=True, exist_ok=True)
         for file in [path for path in folder.iterdir() if not path.is_dir()]:
             file.unlink()
@@ -174,9 +173,9 @@ class Store:
         if path.exists():
             entry = self.find(stage, key)
             if entry and draft != self._draft(stage, key, redo=True):
-                self._discard(draft)
+                self.discard(draft)
                 return entry
-            swapped = _exchange(draft, path)
+            swapped = exchange(draft, path)
             aside = self._move_aside(draft if swapped else path, "discarded" if entry else "damaged")
             if not swapped:
                 os.rename(draft, path)
@@ -231,6 +230,23 @@ class Store:
         """Keep what went into a key."""
         write_whole(self.lineages / f"{stage}-{key}.json", json.dumps(lineage, indent=2, ensure_ascii=False))
 
+    def alone(self, name: str) -> AbstractContextManager[None]:
+        """Keep everybody from the artifact <stage>-<key>. Raises Held if somebody makes it or links it just now."""
+        return lock(self.root / "locks" / name, "prune")
+
+    def discard(self, folder: Path) -> None:
+        """Remove a folder so that half of it never stands under its name."""
+        shutil.rmtree(self._move_aside(folder, "discarded"))
+
+    def forget(self, name: str) -> None:
+        """Remove what is known of an artifact <stage>-<key> that is gone, but for its measurements. To be called by who
+        is alone with it."""
+        if (self.root / name).exists() or any((self.root / "drafts" / (name + of)).exists() for of in ("", AGAIN)):
+            return
+        for file in (self.root / "verified" / f"{name}.json", self.lineages / f"{name}.json"):
+            file.unlink(missing_ok=True)
+        (self.root / "locks" / name).unlink(missing_ok=True)
+
     def _full(self, stage: str, key: str, error: Exception) -> StoreFull:
         """Give back the space of what was not finished, so that the failure can be written down."""
         for redo in (False, True):
@@ -239,10 +255,6 @@ class Store:
             f"the disk is full ({error}). Finished parts are kept: make room (`python -m runner prune "
             f"{self.root.parent}` shows what no run uses any more) and type the same command again"
         )
-
-    def _discard(self, folder: Path) -> None:
-        """Remove a folder so that half of it never stands under its name."""
-        shutil.rmtree(self._move_aside(folder, "discarded"))
 
     def _move_aside(self, folder: Path, why: str) -> Path:
         aside = self.root / why / f"{folder.name}-{time.time_ns()}"
@@ -254,7 +266,7 @@ class Store:
         return self.root / f"{stage}-{key}"
 
     def _draft(self, stage: str, key: str, redo: bool) -> Path:
-        return self.root / "drafts" / f"{stage}-{key}{'-again' if redo else ''}"
+        return self.root / "drafts" / f"{stage}-{key}{AGAIN if redo else ''}"
 
     def _lock(self, stage: str, key: str) -> Path:
         return self.root / "locks" / f"{stage}-{key}"
@@ -290,15 +302,3 @@ def _is_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Have two folders change names at once; False where the system cannot."""
-    if not sys.platform.startswith("linux"):
-        return False
-    try:
-        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
-    except AttributeError:
-        return False
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
-    return renameat2(here, os.fsencode(a.absolute()), here, os.fsencode(b.absolute()), exchange) == 0

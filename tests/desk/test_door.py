@@ -207,6 +207,27 @@ def test_damaged_artifact_is_made_again(bench, at):
     assert store.find("dump", row["key"], thorough=True)
 
 
+def test_a_store_that_cannot_be_written_is_said_before_anything_runs(bench, at, capsys, monkeypatch):
+    monkeypatch.setattr(Store, "writable", lambda self: PermissionError(13, "Permission denied"))
+    assert door(["+recipe=osp12_w8a8", at]) == 2
+    err = capsys.readouterr().err
+    assert "expected a store that can be written, since dump, calibrate, quantize, sample must run" in err
+    assert "Permission denied" in err and not runs()
+    assert door(["+recipe=osp12_w8a8", at, "show=plan"]) == 0
+
+
+def test_an_artifact_of_a_newer_version_is_said_before_anything_runs(bench, at, capsys):
+    assert door(["+recipe=osp12_w8a8", at]) == 0
+    (run,) = runs()
+    (entry,) = Path("outputs/.store").glob("dump-*")
+    manifest = entry / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 99}))
+    capsys.readouterr()
+    assert door(["+recipe=osp12_w8a8", at]) == 2
+    assert "has a manifest of format 99, newer than 1; update the runner" in capsys.readouterr().err
+    assert runs() == [run]
+
+
 def test_the_desk_imports_no_torch(tiny_checkpoint):
     """In a process of its own: all of the desk's modules, a plan and a refusal."""
     code = (
