@@ -178,7 +178,7 @@ def _run(composed: DictConfig, overrides: list[str], folder: Path) -> None:
     show.show_plan(job.planned, job.checked.checkpoint, run)
     job.write(run)
     try:
-        launch.launch(run, job.config["hardware"]["env"])
+        launch.launch(run, job.config)
     finally:  # the page of a run that failed is the one that somebody needs most
         from runner.desk import report
 

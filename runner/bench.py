@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
@@ -24,31 +24,68 @@ def _of_section(keys: Mapping[str, Any], section: str) -> dict[str, Any]:
 
 
 class Bench:
-    """What outlives a run: the device and the float pipeline that is loaded."""
+    """What outlives a run: what is loaded of the model."""
 
     def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all that is loaded."""
         self._pipeline: Any = None
         self._loaded: tuple[str, ...] = ()
+        self._is_float = False
+        gc.collect()  # modules refer to each other in circles
 
     def pipeline(self, config: Mapping[str, Any]) -> Any:
-        """The float pipeline of this configuration, loaded once while the model section stays the same."""
-        from runner.model import load_pipeline
+        """The float pipeline of this configuration. Read once while model, sample method and device stay the same."""
+        from runner.model import load_transformer
 
-        wanted = (
-            json.dumps(config["model"], sort_keys=True),
-            config["sampler"]["sample_method"],
-            config["hardware"]["device"],
-        )
-        if self._pipeline is None or self._loaded != wanted:
-            self._pipeline = None  # free the old one before the new one is read
-            self._pipeline = load_pipeline(config["model"], wanted[1], wanted[2])
-            self._loaded = wanted
+        if not self._knows(config) or not self._is_float:
+            self._with(config, lambda: load_transformer(config["model"], config["hardware"]["device"]))
+            self._is_float = True
         return self._pipeline
 
-    def release(self) -> None:
-        """Drop the float pipeline, so that the next stage's memory is its own."""
-        self._pipeline = None
-        gc.collect()  # modules refer to each other in circles
+    def quantized(self, config: Mapping[str, Any], export: Path) -> Any:
+        """The pipeline around a transformer that comes from exported files and never was in float.
+
+        The float one is dropped first, so that memory is what this one takes; the rest of the pipeline stays.
+        """
+        self._is_float = False
+        self._with(config, lambda: quantized_transformer(config, export))
+        return self._pipeline
+
+    def _knows(self, config: Mapping[str, Any]) -> bool:
+        return self._pipeline is not None and self._loaded == _identity(config)
+
+    def _with(self, config: Mapping[str, Any], load: Callable[[], Any]) -> None:
+        """Have the pipeline of this configuration hold the transformer that `load` reads."""
+        from runner.model import load_pipeline
+
+        if self._knows(config):
+            self._pipeline.register_modules(transformer=None)  # free the old one before the new one is read
+            gc.collect()
+            self._pipeline.register_modules(transformer=load())
+        else:
+            self.clear()
+            section, (_, method, device) = config["model"], _identity(config)
+            self._pipeline = load_pipeline(section, method, device, load())
+            self._loaded = _identity(config)
+
+
+def _identity(config: Mapping[str, Any]) -> tuple[str, str, str]:
+    """What a pipeline is loaded by."""
+    section = json.dumps(config["model"], sort_keys=True)
+    return section, config["sampler"]["sample_method"], config["hardware"]["device"]
+
+
+def quantized_transformer(config: Mapping[str, Any], export: Path) -> Any:
+    """The transformer of an export folder on the run's device, ready to sample; the float weights are not read."""
+    from runner.model import skeleton
+    from runner.quant import export as files
+    from runner.quant import scheme
+
+    transformer = scheme(config["quant"]["scheme"]).apply(skeleton(config["model"]), *files.load(export))
+    return transformer.to(config["hardware"]["device"]).eval().requires_grad_(False)
 
 
 class Context:
@@ -81,6 +118,11 @@ class Context:
     def pipeline(self) -> Any:
         """The float pipeline of this run."""
         return self.bench.pipeline(self.config)
+
+    def quantized_pipeline(self) -> Any:
+        """The same around the transformer that quantize has exported. There is one pipeline: this takes the place of
+        the float one."""
+        return self.bench.quantized(self.config, self.artifacts["quantize"])
 
     def progress(self, total: int) -> AbstractContextManager[Ticker]:
         """What the stage advances by one for each of `total` steps of its work."""

@@ -1,11 +1,12 @@
 """The bench's door: `python -m runner.worker RUN...` follows the plan of one run folder after another.
 
-The desk has written run.json and plan.json; nothing else reaches this process. The loaded pipeline is kept between runs
-while the model does not change.
+The desk has written run.json and plan.json; nothing else reaches this process. What is loaded of the model is kept
+from run to run while the model does not change.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
 import json
 import logging
@@ -17,13 +18,13 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from runner import lifeline
 from runner.bench import Bench, Context
-from runner.desk.store import Entry, Store, write_whole
+from runner.desk.store import Entry, Store
+from runner.status import STDERR, write_status
 
 log = logging.getLogger("runner")
 
@@ -89,11 +90,6 @@ def deliver(context: Context) -> None:
             shutil.copy2(file, folder)
 
 
-def write_status(run: Path, state: str, **facts: Any) -> None:
-    """Replace status.json: where the run stands."""
-    write_whole(run / "status.json", json.dumps({"state": state, **facts}, indent=2))
-
-
 @contextmanager
 def logged(run: Path) -> Iterator[None]:
     """Have what this process and its libraries log written to run.log."""
@@ -120,16 +116,17 @@ def quiet() -> None:
         library.disable_progress_bar()
 
 
-def attempt(run: Path, bench: Bench) -> bool:
+def attempt(run: Path, bench: Bench, console: Console) -> bool:
     """Follow one run; whether it finished. A failure leaves its traceback and its cause in the folder."""
     context, start = None, time.perf_counter()
     try:
-        context = Context(run, bench, Console())
+        context = Context(run, bench, console)
         follow(context)
     except KeyboardInterrupt:  # parts that are finished stay in the store's draft
         write_status(run, "interrupted", stage=context and context.stage)
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
+        bench.clear()  # what a failed run left in the model is not for the next one
         state, facts = "failed", {"stage": context and context.stage, "error": f"{type(error).__name__}: {error}"}
         with suppress(OSError):  # a full disk
             log.exception("the run failed")
@@ -141,19 +138,35 @@ def attempt(run: Path, bench: Bench) -> bool:
     except OSError:
         if state == "done":
             raise
-        print(f"{facts['stage']} failed: {facts['error']}", file=sys.stderr)
+        console.print(f"{facts['stage']} failed: {facts['error']}", markup=False, highlight=False)
     return state == "done"
 
 
-def main(runs: list[str]) -> int:
+def main(runs: list[Path]) -> int:
     """Follow each run in turn; the exit status is 1 if any failed."""
+    faulthandler.enable()
     lifeline.hold()
-    bench, failed = Bench(), False
-    for run in map(Path, runs):
+    bench, console, failed, current = Bench(), Console(), False, runs[0]
+    for number, run in enumerate(runs, 1):
+        if len(runs) > 1:
+            console.print(f"run {number} of {len(runs)}  {run}", highlight=False, soft_wrap=True)
+        _take_stderr_along(current, run)
+        current = run
         with logged(run):
-            failed |= not attempt(run, bench)
+            failed |= not attempt(run, bench, console)
     return int(failed)
 
 
+def _take_stderr_along(before: Path, run: Path) -> None:
+    """Where standard error is the file in one run's folder that the desk made, have it be that of the next run."""
+    try:
+        ours = run != before and os.path.samestat(os.fstat(2), (before / STDERR).stat())
+    except OSError:
+        return
+    if ours:
+        with (run / STDERR).open("ab") as file:
+            os.dup2(file.fileno(), 2)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main([Path(run) for run in sys.argv[1:]]))

@@ -28,7 +28,7 @@ import sys
 from pathlib import Path
 from runner.desk import launch
 launch.WORKER = sys.argv[2]
-launch.launch(Path(sys.argv[1]), {})
+launch.launch(Path(sys.argv[1]), {"hardware": {"env": {}}, "parallel": {"world_size": 1}})
 """
 
 

@@ -1,4 +1,4 @@
-"""From a run folder to a worker process, and back to one exit status and at most three lines about a failure."""
+"""From run folders to a worker process, and back to at most three lines about each run that failed."""
 
 from __future__ import annotations
 
@@ -9,19 +9,21 @@ import subprocess
 import sys
 import textwrap
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from runner import lifeline
-from runner.desk.fingerprints import write_whole
+from runner.status import FINAL, STDERR, read_status, write_status
 
 WORKER = "runner.worker"
 LONGEST_REASON = 500  # characters of a failure's reason on the terminal; all of it is in status.json
-PATIENCE = 3.0  # seconds that a worker has to end by itself after it was asked to
+PATIENCE = (2.5, 0.5)  # seconds to end by itself after SIGINT, then after SIGTERM
 ASKED_TO_END = ("SIGINT", "SIGTERM", "SIGHUP")
+
+Config = Mapping[str, Any]
 
 
 class RunFailed(Exception):
@@ -35,29 +37,72 @@ class RunFailed(Exception):
         return f"failed: {self.what}\n   why: {self.why}\n where: {self.where}"
 
 
-def launch(run: Path, environment: Mapping[str, str]) -> None:
-    """Run the worker on a run folder until it ends. Its output passes through.
+def launch(run: Path, config: Config) -> None:
+    """Have a worker follow one run folder until it ends. Its output passes through; its errors go to the folder.
 
-    `environment` is set before its first import. Being asked to end (Ctrl-C, SIGTERM, a closed terminal) is passed on
-    to it, and after some patience enforced; then KeyboardInterrupt is raised. Raises RunFailed if the worker fails.
+    Being asked to end (Ctrl-C, SIGTERM, a closed terminal) is passed on to it, and after some patience enforced; then
+    KeyboardInterrupt is raised. Raises RunFailed if the run fails.
     """
-    command = [sys.executable, "-m", WORKER, str(run)]
-    # A session of its own: the terminal's Ctrl-C reaches the desk alone, which passes it on exactly once.
-    # Nothing is ever written into its stdin: it is the lifeline, whose end tells that the desk is gone.
-    told = {**os.environ, **environment, lifeline.TOLD: "stdin"}
-    worker = subprocess.Popen(command, env=told, stdin=subprocess.PIPE, start_new_session=True)
+    for failed in launch_in_turn([run], config).values():
+        raise failed
+
+
+def launch_in_turn(runs: Sequence[Path], config: Config) -> dict[Path, RunFailed]:
+    """Have one worker follow several run folders in turn, and return those that failed.
+
+    The worker keeps the model that it has loaded. `config` is the configuration of any of the runs, all of which must
+    have the same `worker_key`. A run that fails leaves the others alone; one that its worker dies of is followed by the
+    others with a new worker. Raises KeyboardInterrupt as `launch` does.
+    """
+    failures: dict[Path, RunFailed] = {}
+    left = list(runs)
+    while left:
+        try:
+            status = _work(left, config)
+        except KeyboardInterrupt:
+            for run in left:
+                if (told := read_status(run)).get("state") not in FINAL:
+                    write_status(run, **{**told, "state": "interrupted"})
+            raise
+        told_of = {run: read_status(run) for run in left}
+        # It goes through them in order, so the first that it said no last word about is the one that it died in.
+        untold = [run for run in left if told_of[run].get("state") not in FINAL] if status else []
+        for run, told in told_of.items():
+            if told.get("state") == "failed" or run in untold[:1]:
+                failures[run] = _failure(run, status)
+            if run in untold[:1]:
+                write_status(run, **{**told, "state": "failed", "error": failures[run].why})
+        left = untold[1:]
+    return failures
+
+
+def worker_key(config: Config) -> str:
+    """What runs must have in common for one worker to follow them: the model, the device, the processes."""
+    return json.dumps([config[section] for section in ("model", "hardware", "parallel")], sort_keys=True)
+
+
+def _work(runs: Sequence[Path], config: Config) -> int:
+    """Run one worker on `runs` until it ends; its exit status (negative: the signal that ended it)."""
+    command = [sys.executable, "-m", WORKER, *map(str, runs)]
+    environment = {**os.environ, **config["hardware"]["env"], lifeline.TOLD: "stdin"}
     try:
-        with _interruptible():
-            status = worker.wait()
-    except KeyboardInterrupt:
-        _end(worker)
-        raise
-    if status != 0:
-        failure = _failure(run, status)
-        told = read_status(run)
-        if told.get("state") == "running":  # it was killed before it could say so itself
-            write_whole(run / "status.json", json.dumps({**told, "state": "failed", "error": failure.why}))
-        raise failure
+        with (runs[0] / STDERR).open("ab") as errors, _interruptible():
+            worker = subprocess.Popen(
+                command,
+                env=environment,
+                stdin=subprocess.PIPE,  # never written to: the lifeline, whose end tells that the desk is gone
+                stderr=errors,
+                start_new_session=True,  # the terminal's Ctrl-C reaches the desk alone, which passes it on exactly once
+            )
+            try:
+                return worker.wait()
+            except KeyboardInterrupt:
+                _end(worker)
+                raise
+    finally:
+        for run in runs:
+            if (run / STDERR).is_file() and (run / STDERR).stat().st_size == 0:
+                (run / STDERR).unlink()
 
 
 @contextmanager
@@ -82,7 +127,7 @@ def _interruptible() -> Iterator[None]:
 
 def _end(worker: subprocess.Popen[bytes]) -> None:
     """Ask the worker to stop, then make it: none outlives the desk. Asking again makes the next step come at once."""
-    for number, patience in ((signal.SIGINT, PATIENCE), (signal.SIGTERM, 1.0)):
+    for number, patience in zip((signal.SIGINT, signal.SIGTERM), PATIENCE, strict=True):
         worker.send_signal(number)
         try:
             worker.wait(patience)
@@ -94,24 +139,18 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
 
 
 def _failure(run: Path, status: int) -> RunFailed:
-    """What a worker that ended with `status` left behind about why."""
+    """Why a run failed: what its worker said of it, or else how the worker ended."""
     told = read_status(run)
     stage = told.get("stage")
-    where = next((run / name for name in ("traceback.txt", "run.log") if (run / name).is_file()), run)
+    where = next((run / name for name in ("traceback.txt", STDERR, "run.log") if (run / name).is_file()), run)
     what = f"stage {stage}" if stage else "the worker, before its first stage"
     if told.get("state") == "failed":
         return RunFailed(what, textwrap.shorten(str(told.get("error")), LONGEST_REASON, placeholder=" ..."), where)
     if status < 0:
-        name = signal.Signals(-status).name
-        memory = " (on Linux often because memory ran out)" if name == "SIGKILL" else ""
-        return RunFailed(what, f"the worker was ended by {name}{memory}", where)
+        return RunFailed(what, f"the worker was ended by {_signal(-status)}", where)
     return RunFailed(what, f"the worker ended with status {status} and said no more", where)
 
 
-def read_status(run: Path) -> dict[str, Any]:
-    """status.json of a run, {} if there is none yet."""
-    try:
-        status: dict[str, Any] = json.loads((run / "status.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return status
+def _signal(number: int) -> str:
+    name = signal.Signals(number).name
+    return f"{name} (on Linux often because memory ran out)" if name == "SIGKILL" else name

@@ -21,8 +21,7 @@ from runner.generation import Clock, forwards, generate, race, save_part
 from runner.media import contact_sheet
 from runner.metrics.compare import Clip, compare
 from runner.metrics.perceptual import ClipScore, Lpips
-from runner.model import load_pipeline, load_transformer, skeleton
-from runner.quant import export, scheme
+from runner.model import load_transformer
 from runner.quant.ledger import count
 from runner.recording import Recording
 
@@ -34,7 +33,7 @@ SHEET_ROWS = 8  # clips on the contact sheet
 def run(context: Context, draft: Path) -> None:
     config = context.config
     quantized = config["quant"]["scheme"] != "none"
-    pipeline = _quantized_pipeline(context) if quantized else context.pipeline()
+    pipeline = context.quantized_pipeline() if quantized else context.pipeline()
     _generate(context, pipeline, draft)
     parts = [draft / prompt["folder"] for prompt in _prompts(config)]
 
@@ -65,15 +64,6 @@ def run(context: Context, draft: Path) -> None:
             rows = zip(_prompts(config), references, parts, strict=True)
             contact_sheet(_rows(list(rows)[:SHEET_ROWS]), draft / "contact_sheet.png")
     (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
-
-
-def _quantized_pipeline(context: Context) -> Any:
-    """The pipeline around a transformer that comes from the exported files and never was in float."""
-    config = context.config
-    context.bench.release()
-    tensors, description = export.load(context.artifacts["quantize"])
-    transformer = scheme(config["quant"]["scheme"]).apply(skeleton(config["model"]), tensors, description)
-    return load_pipeline(config["model"], config["sampler"]["sample_method"], context.hardware.DEVICE, transformer)
 
 
 def _prompts(config: dict[str, Any]) -> list[dict[str, Any]]:

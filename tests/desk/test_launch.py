@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
 
@@ -14,6 +15,11 @@ import pytest
 
 from runner.desk import launch
 from runner.desk.launch import RunFailed
+from runner.status import read_status
+
+
+def config(env=None):
+    return {"hardware": {"env": env or {}}, "parallel": {"world_size": 1}}
 
 
 @pytest.fixture
@@ -24,7 +30,7 @@ def worker(tmp_path, monkeypatch):
         (tmp_path / "stand_in.py").write_text(
             f"import json, os, sys, time\nfrom pathlib import Path\nrun = Path(sys.argv[1])\n{textwrap.dedent(code)}"
         )
-        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), str(Path(launch.__file__).parents[2])]))
         monkeypatch.setattr(launch, "WORKER", "stand_in")
         run = tmp_path / "run"
         run.mkdir()
@@ -36,7 +42,7 @@ def worker(tmp_path, monkeypatch):
 def test_worker_gets_the_folder_the_environment_and_the_terminal(worker, capfd, monkeypatch):
     monkeypatch.setenv("KEPT", "yes")
     run = worker("print('hello'); (run / 'seen').write_text(os.environ['KEPT'] + os.environ['SET'])")
-    launch.launch(run, {"SET": "too"})
+    launch.launch(run, config({"SET": "too"}))
     assert (run / "seen").read_text() == "yestoo"
     assert capfd.readouterr().out == "hello\n"
 
@@ -48,7 +54,7 @@ def test_failure_that_was_told(worker):
         sys.exit(1)
     """)
     with pytest.raises(RunFailed) as failed:
-        launch.launch(run, {})
+        launch.launch(run, config())
     assert str(failed.value).splitlines() == [
         "failed: stage quantize",
         "   why: ValueError: x",
@@ -62,13 +68,13 @@ def test_failure_that_was_not(worker):
         os.kill(os.getpid(), 9)
     """)
     with pytest.raises(RunFailed, match="SIGKILL .*memory") as failed:
-        launch.launch(run, {})
+        launch.launch(run, config())
     assert failed.value.what == "stage dump" and failed.value.where == run
 
 
 def test_failure_before_anything(worker):
     with pytest.raises(RunFailed, match="before its first stage"):
-        launch.launch(worker("sys.exit(3)"), {})
+        launch.launch(worker("sys.exit(3)"), config())
 
 
 def test_why_is_said_in_one_line(worker):
@@ -77,7 +83,7 @@ def test_why_is_said_in_one_line(worker):
         sys.exit(1)
     """)
     with pytest.raises(RunFailed) as failed:
-        launch.launch(run, {})
+        launch.launch(run, config())
     assert len(str(failed.value).splitlines()) == 3
 
 
@@ -93,24 +99,100 @@ def test_asked_to_end_the_desk_ends_its_worker(worker, tmp_path, number, stubbor
         time.sleep(60)
     """)
     desk = (
-        "from pathlib import Path; from runner.desk import launch; launch.WORKER = 'stand_in'; launch.PATIENCE = 0.3\n"
-        f"try: launch.launch(Path({str(run)!r}), {{}})\nexcept KeyboardInterrupt: raise SystemExit(130)"
+        "from pathlib import Path; from runner.desk import launch\n"
+        "launch.WORKER, launch.PATIENCE = 'stand_in', (0.3, 0.3)\n"
+        f"try: launch.launch(Path({str(run)!r}), {config()!r})\nexcept KeyboardInterrupt: raise SystemExit(130)"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(launch.__file__).parents[2])])
     process = subprocess.Popen(
         [sys.executable, "-c", desk], env={**os.environ, "PYTHONPATH": path}, stderr=subprocess.DEVNULL
     )
-    deadline = time.monotonic() + 20
-    while not (run / "pid").exists() or not (run / "pid").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_for(run / "pid")
     process.send_signal(number)
     assert process.wait(10) == 130
     with pytest.raises(ProcessLookupError):
         os.kill(int((run / "pid").read_text()), 0)
 
 
+def test_asked_to_end_the_run_says_so(worker, monkeypatch):
+    run = worker('(run / \'status.json\').write_text(\'{"state": "running", "stage": "dump"}\'); time.sleep(60)')
+    monkeypatch.setattr(launch, "PATIENCE", (0.3, 0.3))
+    monkeypatch.setattr(launch, "_work", interrupted_when(run / "status.json", launch._work))
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(run, config())
+    assert read_status(run) == {"state": "interrupted", "stage": "dump"}
+
+
+def interrupted_when(file, work):
+    def wait_and_interrupt():
+        wait_for(file)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupted(*arguments):
+        threading.Thread(target=wait_and_interrupt).start()
+        return work(*arguments)
+
+    return interrupted
+
+
+IN_TURN = """
+    from runner.status import write_status
+    for run in map(Path, sys.argv[1:]):
+        write_status(run, "running", stage="dump", worker=os.getpid())
+        if run.name == "dies":
+            print("last words", file=sys.stderr)
+            sys.stderr.flush()
+            os.kill(os.getpid(), 9)
+        if run.name == "fails":
+            write_status(run, "failed", stage="dump", error="ValueError: x", worker=os.getpid())
+        else:
+            write_status(run, "done", worker=os.getpid())
+    sys.exit(1)
+"""
+
+
+def test_one_worker_follows_runs_in_turn_and_a_new_one_what_it_died_before(worker):
+    folder = worker(IN_TURN)
+    runs = [folder.with_name(name) for name in ("first", "fails", "second", "dies", "third", "fourth")]
+    for run in runs:
+        run.mkdir()
+    failures = launch.launch_in_turn(runs, config())
+    assert {run.name: failed.why.partition(" (")[0] for run, failed in failures.items()} == {
+        "fails": "ValueError: x",
+        "dies": "the worker was ended by SIGKILL",
+    }
+    states = {run.name: read_status(run)["state"] for run in runs}
+    assert states == dict.fromkeys(("first", "second", "third", "fourth"), "done") | dict.fromkeys(
+        ("fails", "dies"), "failed"
+    )
+    by = [read_status(run)["worker"] for run in runs]
+    assert by[0] == by[1] == by[2] == by[3] != by[4] == by[5]
+
+
+def test_what_a_worker_cries_goes_to_the_folder(worker, capfd):
+    run = worker("raise RuntimeError('too early to say it well')")
+    with pytest.raises(RunFailed) as failed:
+        launch.launch(run, config())
+    assert failed.value.where == run / "stderr.log"
+    assert "RuntimeError: too early" in failed.value.where.read_text()
+    assert capfd.readouterr().err == ""
+
+
+def test_a_worker_that_cries_nothing_leaves_no_empty_file(worker):
+    run = worker("pass")
+    launch.launch(run, config())
+    assert not any(run.iterdir())
+
+
+def wait_for(file: Path, seconds: float = 20) -> str:
+    deadline = time.monotonic() + seconds
+    while not file.exists() or not file.read_text():
+        assert time.monotonic() < deadline, f"no {file}"
+        time.sleep(0.02)
+    return file.read_text()
+
+
 def test_handlers_are_put_back(worker):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    launch.launch(worker("pass"), {})
+    launch.launch(worker("pass"), config())
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

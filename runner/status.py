@@ -1,0 +1,26 @@
+"""Where a run stands, in its folder: status.json. The desk and the worker both write it, the worker while it lives."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from runner.desk.fingerprints import write_whole
+
+STDERR = "stderr.log"  # what a worker wrote to its standard error: what it could not say in run.log
+FINAL = ("done", "failed")  # states after which a worker has no more to say
+
+
+def read_status(run: Path) -> dict[str, Any]:
+    """status.json of a run, {} if there is none yet."""
+    try:
+        status: dict[str, Any] = json.loads((run / "status.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return status
+
+
+def write_status(run: Path, state: str, **facts: Any) -> None:
+    """Replace status.json. `state` is running, done, failed or interrupted."""
+    write_whole(run / "status.json", json.dumps({"state": state, **facts}, indent=2))
