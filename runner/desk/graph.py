@@ -19,6 +19,7 @@ from runner.desk import earlier
 from runner.desk.asked import as_asked
 from runner.desk.checkpoints import weight_files
 from runner.desk.fingerprints import Fingerprints
+from runner.desk.forwards import forwards, to_measure_layers, to_measure_samples, to_replay
 from runner.desk.store import NOT_STORED, Store
 from runner.sampler import schedules
 
@@ -60,6 +61,8 @@ class Stage:
     wanted: Callable[[Config], bool] = lambda config: True
     prompts: Callable[[Config], dict[str, list[str]]] = lambda config: {}
     clips: Callable[[Config], int] = lambda config: 0  # batches of clips that it generates
+    beside: Callable[[Config], int] = lambda config: 0  # forwards of the transformer that generate no clip
+    at_most: Callable[[Config], bool] = lambda config: False  # whether these are a bound, because the stage decides
 
 
 def _quantizes(config: Config) -> bool:
@@ -103,6 +106,7 @@ DUMP = Stage(
     wanted=lambda config: bool(_dumped_prompts(config)) or _quantizes(config),
     prompts=_dumped_prompts,
     clips=lambda config: _clips(_dumped_prompts(config), config["model"]["batch_size"]),
+    beside=to_replay,
 )
 
 STAGES = (
@@ -115,6 +119,7 @@ STAGES = (
         wanted=_searches_schedule,
         prompts=_dumped_for_schedule,
         clips=lambda config: _clips(_dumped_for_schedule(config), config["model"]["batch_size"]),
+        beside=lambda config: 0,
     ),
     Stage(
         "search-schedule",
@@ -140,6 +145,8 @@ STAGES = (
         fields=("quant.scheme",),
         builds_on=("dump", "calibrate"),
         wanted=_quantizes,
+        beside=to_measure_layers,
+        at_most=lambda config: config["dump"]["from"] is not None,
     ),
     Stage(
         "search-cache",
@@ -159,6 +166,7 @@ STAGES = (
         builds_on=("dump-schedule", "search-schedule", "dump", "quantize", "search-cache"),
         prompts=lambda config: {"text": config["prompts"]["text"]},
         clips=lambda config: math.ceil(len(config["prompts"]["text"]) / config["model"]["batch_size"]),
+        beside=to_measure_samples,
     ),
 )
 
@@ -177,9 +185,11 @@ class PlannedStage:
     reason: str
     writes: str = ""
     needs: tuple[str, ...] = ()
-    forwards: int = 0  # of the transformer, to generate clips; what is measured beside that comes on top
+    forwards: int = 0  # of the transformer, all of them; a guided pair in one batch is one
+    at_most: bool = False  # whether `forwards` is a bound
     sets: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)  # what the key is a hash of
+    clips: int = 0  # batches of clips that it generates
     redo: float | None = None  # what is stored is made again if it is older than this (seconds since 1970)
 
 
@@ -206,7 +216,7 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
             "builds_on": {name: planned[name].key for name in needs},
             **inputs,
         }
-        key = digest(lineage)
+        key, clips = digest(lineage), stage.clips(seen)
         entry, found = store.inspect(does, key)
         if found == NOT_STORED:
             found = earlier.why(lineage, key, store.lineages) or found
@@ -218,9 +228,11 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
             found,
             stage.writes,
             needs,
-            stage.clips(seen) * forwards(seen["sampler"]),
+            clips * forwards(seen["sampler"]) + stage.beside(seen),
+            stage.at_most(seen),
             sets,
             lineage,
+            clips=clips,
         )
     return as_asked(list(planned.values()), config["until"], config["redo"])
 
@@ -243,18 +255,6 @@ def digest(lineage: Mapping[str, Any]) -> str:
     """The key: sixteen hex digits of the sha256 of what an artifact is a function of."""
     canonical = json.dumps(lineage, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-
-def forwards(sampler: Mapping[str, Any]) -> int:
-    """How often one generation calls the transformer: the solver's evaluations, twice where each branch has its own."""
-    steps, method = sampler["num_sampling_steps"], sampler["sample_method"]
-    evaluations = {
-        "HeunDiscrete": 2 * steps - 1,
-        "KDPM2AncestralDiscrete": 2 * steps - 1,
-        "PNDM": steps + 9,
-    }.get(method, steps)
-    guided = sampler["guidance_scale"] > 1 and sampler["guidance_batch"] == "separate"
-    return evaluations * (2 if guided else 1)
 
 
 def unread(config: Config, fingerprints: Fingerprints) -> int:

@@ -184,7 +184,6 @@ class Config(Section):
 AVAILABLE: dict[str, tuple[Any, ...]] = {
     "show": (None, "plan"),
     "launch": (None,),
-    "redo": (None,),
     "quant.scheme": ("none", "w8a8"),
     "cache.policy": ("none",),
     "cache.config": (None,),

@@ -97,7 +97,8 @@ def show_plan(planned: Sequence[PlannedStage], checkpoint: Checkpoint, run: Path
     styles = {"run": "", "reuse": "green", "skip": "dim"}
     for row in planned:
         action = "—" if row.action == "skip" else row.action
-        forwards = f"{row.forwards:,}" if row.action == "run" and row.forwards else ""
+        bound = "≤ " if row.at_most else ""
+        forwards = f"{bound}{row.forwards:,}" if row.action == "run" and row.forwards else ""
         table.add_row(row.stage, action, row.reason, row.writes, forwards, style=styles[row.action])
     console.print(table)
 

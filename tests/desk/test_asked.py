@@ -80,3 +80,21 @@ def test_redo_and_until_go_together(config):
 def test_what_has_no_part_in_the_run_cannot_be_made_again(config, asked, says):
     with pytest.raises(Refused, match=says):
         plan({**config, **asked})
+
+
+def test_the_table_and_the_folder_say_so(checked):
+    """Whole: the second run makes calibrate again, and all that follows, and the results are the same bytes."""
+    from runner.__main__ import door
+
+    base = ["+recipe=osp12_w8a8", f"model.checkpoint={checked().checkpoint.path}", "sample.compare=false"]
+    base += ["prompts.text=a red boat", "sampler.num_sampling_steps=2", "timing.repeats=0"]
+    assert door([*base, "name=first"]) == 0 and door([*base, "name=again", "redo=calibrate"]) == 0
+    (first,), (again,) = (list(Path("outputs", name).iterdir()) for name in ("first", "again"))
+    for file, kept in (
+        ("dump/prompt-000/latents.safetensors", True),
+        ("calibrate/ranges.json", False),
+        ("quantize/quant_model_weight_w8a8.safetensors", False),
+    ):
+        one, two = first / file, again / file
+        assert (one.stat().st_ino == two.stat().st_ino) is kept and one.read_bytes() == two.read_bytes()
+    assert not (again / ".calibrate.part").exists()

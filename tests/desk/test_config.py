@@ -156,7 +156,7 @@ def test_value_out_of_bounds(checked, argument, says):
 @pytest.mark.parametrize(
     "argument",
     [
-        "show=estimate", "launch=print", "redo=[sample]", "quant.scheme=w8a8_dynamic",
+        "show=estimate", "launch=print", "quant.scheme=w8a8_dynamic",
         "cache.policy=dit", "cache.config=a.json", "cache.ratio=1.3", "cache.save_path=a.json",
         "sampler.search=restep", "sampler.neighbour_type=uniform",
         "sampler.monte_carlo_iters=5", "sampler.videos_path=videos", "sampler.save_dir=there",

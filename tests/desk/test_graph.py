@@ -296,8 +296,12 @@ def test_forwards_count_clips(config, calibration, text, batch, dumped, sampled)
     config["prompts"] = {"text": text, "calibration": calibration}
     config["model"]["batch_size"] = batch
     planned = plan(config)
-    assert (planned["dump"].forwards, planned["sample"].forwards) == (3 * dumped, 3 * sampled)
-    assert planned["quantize"].forwards == 0
+    config["timing"] = {"warmup": 1, "repeats": 0}
+    planned = plan(config)
+    assert (planned["dump"].forwards, planned["sample"].forwards) == (3 * dumped, 3 * sampled + 1)
+    assert planned["quantize"].forwards == 3 * len(calibration)
+    config["timing"] = {"warmup": 2, "repeats": 5}
+    assert plan(config)["sample"].forwards == 3 * sampled + 1 + 2 * 7
 
 
 def test_config_fixture_is_whole(config):

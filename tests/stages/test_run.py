@@ -77,7 +77,7 @@ def test_the_model_was_called_as_often_as_planned(quantized: Path) -> None:
     recording = Recording(quantized / "dump")
     (calibration,) = recording.parts("calibration")
     assert len(list(recording.calls(calibration))) == 3
-    assert plan["dump"]["forwards"] == 9 and plan["sample"]["forwards"] == 6
+    assert plan["dump"]["forwards"] == 9 and plan["sample"]["forwards"] == 6 + 1 + 2 * 3
 
 
 def test_ranges_are_the_true_extremes_of_the_recording(quantized: Path) -> None:

@@ -1,0 +1,83 @@
+"""How often a run calls the transformer: counted before anything runs, and equal to what is counted then."""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+Config = Mapping[str, Any]
+SNR_CALLS = 4  # recorded calls of a prompt that quantize measures layers on; a test holds its stage to this number
+
+
+def forwards(sampler: Mapping[str, Any]) -> int:
+    """How often one generation calls the transformer: the solver's evaluations, twice where each branch has its own."""
+    steps, method = sampler["num_sampling_steps"], sampler["sample_method"]
+    evaluations = {
+        "HeunDiscrete": 2 * steps - 1,
+        "KDPM2AncestralDiscrete": 2 * steps - 1,
+        "PNDM": steps + 9,
+    }.get(method, steps)
+    guided = sampler["guidance_scale"] > 1 and sampler["guidance_batch"] == "separate"
+    return evaluations * (2 if guided else 1)
+
+
+def to_replay(config: Config) -> int:
+    """Of dump beside its generations: one for each call in a file of the user's own."""
+    file = config["dump"]["from"]
+    return 0 if file is None else records(Path(file))
+
+
+def to_measure_layers(config: Config) -> int:
+    """Of quantize: the float model, on some recorded calls of each prompt. Of a file of the user's own, at most all."""
+    if config["dump"]["from"] is not None:
+        return to_replay(config)
+    calls = forwards(config["sampler"])
+    return len(config["prompts"]["calibration"]) * math.ceil(calls / max(1, calls // SNR_CALLS))
+
+
+def to_measure_samples(config: Config) -> int:
+    """Of sample beside its generations: one under the profiler, and the steps of both models that are timed in turn."""
+    if config["quant"]["scheme"] == "none":
+        return 0
+    timing = config["timing"]
+    return 1 + (2 * (timing["warmup"] + timing["repeats"]) if timing["repeats"] else 0)
+
+
+def records(file: Path) -> int:
+    """How many calls a .pth list of them holds: its outline is read, nothing in it executed and no tensor loaded.
+
+    0 for a file of another kind, which dump will refuse.
+    """
+    try:
+        with zipfile.ZipFile(file) as archive:
+            name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+            found = _Outline(io.BytesIO(archive.read(name))).load()
+    except Exception:  # a damaged pickle raises almost anything
+        return 0
+    return len(found) if isinstance(found, list) else 0
+
+
+class _Outline(pickle.Unpickler):
+    """Builds lists and dictionaries; whatever else a pickle names becomes a thing without behavior."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _Thing
+
+    def persistent_load(self, identity: Any) -> Any:
+        return _Thing()
+
+
+class _Thing:
+    def __init__(self, *_: Any) -> None: ...
+
+    def __call__(self, *_: Any) -> _Thing:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...

@@ -1,0 +1,109 @@
+"""What the plan says of the transformer's forwards is what every recipe then makes."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from runner import worker
+from runner.__main__ import door
+from runner.desk import forwards, launch
+from runner.desk.recipes import folder
+from runner.model.osp12.transformer import OSP12Transformer
+
+RECIPES = sorted(path.stem for path in folder("recipes").glob("*.yaml"))
+TINY = [
+    *("model.num_frames=9", "model.height=32", "model.width=48", "sampler.num_sampling_steps=3", "timing.repeats=1"),
+    *("prompts.text=[a red boat, a blue house]", "prompts.calibration=[a red boat, a green tree]", "sample.save=false"),
+]
+
+
+@contextmanager
+def counted(monkeypatch) -> Iterator[Counter[str]]:
+    """Forwards of any transformer, by the stage that a worker in this process is in."""
+    found: Counter[str] = Counter()
+    stage = ""
+
+    def enter(run, state, **facts) -> None:
+        nonlocal stage
+        stage = facts.get("stage") or stage
+
+    def count(module, args) -> None:
+        found[stage] += isinstance(module, OSP12Transformer)
+
+    monkeypatch.setattr(worker, "write_status", enter)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        yield found
+    finally:
+        hook.remove()
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """The worker in this process, and no page."""
+    from runner.desk import report
+
+    monkeypatch.setattr(launch, "launch", lambda run, *others: worker.main([str(run)]))
+    monkeypatch.setattr(report, "write", lambda run: run / "report.html")
+
+
+def planned() -> dict[str, dict]:
+    (file,) = Path("outputs").glob("*/*/plan.json")
+    return {row["stage"]: row for row in json.loads(file.read_text())["stages"]}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments"),
+    [
+        *((recipe, []) for recipe in RECIPES),
+        ("osp12_w8a8", ["sampler.guidance_batch=separate", "sampler.num_sampling_steps=9", "timing.repeats=0"]),
+        ("osp12_w8a8", ["sampler.sample_method=HeunDiscrete", "model.batch_size=2"]),
+    ],
+)
+def test_planned_forwards_are_the_counted_ones(here, monkeypatch, tiny_checkpoint, recipe, arguments):
+    with counted(monkeypatch) as found:
+        assert door([f"+recipe={recipe}", f"model.checkpoint={tiny_checkpoint}", *TINY, *arguments]) == 0
+    rows = planned()
+    assert {name: row["forwards"] for name, row in rows.items() if row["forwards"]} == dict(+found)
+    assert not any(row["at_most"] for row in rows.values())
+
+
+def test_calls_of_ones_own_are_counted_and_bound_what_is_measured(here, monkeypatch, tiny_checkpoint, tmp_path):
+    at = f"model.checkpoint={tiny_checkpoint}"
+    assert door(["+recipe=osp12_w8a8", at, *TINY, "dump.format=pth", "until=dump", f"output={tmp_path / 'first'}"]) == 0
+    (file,) = (tmp_path / "first").glob("*/*/dump/calib_data.pth")
+    assert forwards.records(file) == 6
+    with counted(monkeypatch) as found:
+        assert door(["+recipe=osp12_w8a8", at, *TINY, f"dump.from={file}"]) == 0
+    rows = planned()
+    assert rows["dump"]["forwards"] == found["dump"] == 12 and rows["quantize"]["at_most"]
+    assert 0 < found["quantize"] <= rows["quantize"]["forwards"] == 6
+
+
+@pytest.mark.parametrize("content", [b"", b"PK", b"no archive"])
+def test_a_file_of_another_kind_counts_nothing(content):
+    Path("a.pth").write_bytes(content)
+    assert forwards.records(Path("a.pth")) == 0
+    assert forwards.records(Path("nowhere.pth")) == 0
+
+
+def test_counting_records_executes_nothing():
+    """A pickle may name any function; here it is not even looked up."""
+    import pickle
+    import zipfile
+
+    class Evil:
+        def __reduce__(self):
+            return (Path("touched").touch, ())
+
+    with zipfile.ZipFile("evil.pth", "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps([Evil(), {"args": [Evil()]}, 3], protocol=2))
+    assert forwards.records(Path("evil.pth")) == 3
+    assert not Path("touched").exists()
