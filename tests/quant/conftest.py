@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from toy_dit import ToyDiT
+from quant.toy_dit import ToyDiT
 
 
 @pytest.fixture

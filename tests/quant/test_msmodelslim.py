@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from outside import python_with, run_client
+from quant.outside import python_with, run_client
 from safetensors.torch import save_file
 from torch import Tensor
-from toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
 
 from runner.quant import export
 from runner.quant.layers import select
