@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from safetensors.torch import load_file
 
 from runner.quant import export
 from runner.quant.layers import select

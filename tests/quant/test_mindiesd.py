@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import torch
 from quant.outside import python_with, run_client
-from safetensors.torch import load_file, save_file
 from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from safetensors.torch import load_file, save_file
 
 from runner.quant import export
 from runner.quant.layers import select

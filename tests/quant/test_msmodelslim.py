@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import torch
 from quant.outside import python_with, run_client
+from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
 from safetensors.torch import save_file
 from torch import Tensor
-from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
 
 from runner.quant import export
 from runner.quant.layers import select

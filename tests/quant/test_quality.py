@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
 from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from torch import nn
 
 from runner.quant import export
 from runner.quant.layers import select

@@ -8,8 +8,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from torch import nn
 
 from runner.quant import scheme
 from runner.quant.layers import select
