@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+    from runner.desk.sweep import Member
+
 # `runner NAME ...`: the module whose main(arguments) does it and returns the exit status.
 COMMANDS = {
     "import-flags": "runner.desk.import_flags",
@@ -25,14 +27,6 @@ COMMANDS = {
     "report": "runner.desk.report.command",
 }
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
-
-
-class JobEnded(Exception):
-    """A job of a sweep that did not finish and has said why: Hydra goes on with the others."""
-
-    def __init__(self, status: int) -> None:
-        self.status = status
-        super().__init__(status)
 
 
 def main() -> None:
@@ -56,8 +50,6 @@ def door(arguments: Sequence[str]) -> int:
             print(show.help_text())
             return DONE
         return _compose(arguments)
-    except JobEnded as ended:
-        return ended.status
     except Refused as refused:
         return _refuse(refused)
     except KeyboardInterrupt:
@@ -67,25 +59,75 @@ def door(arguments: Sequence[str]) -> int:
 
 def _compose(arguments: Sequence[str]) -> int:
     """Have Hydra compose what the arguments ask for, and run, sweep or print it; the exit status."""
+    from runner.desk import recipes
+
+    statuses: list[int] = []
+    members: list[Member] = []
+
+    entered: list[DictConfig] = []
+
+    def job(composed: DictConfig) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        entered.append(composed)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            from runner.desk import sweep
+
+            members.append(sweep.member(composed))
+        else:
+            statuses.append(_job(composed))
+
+    recipes.register(arguments)
+    launcher = [argument for argument in arguments if re.match(r"\+?hydra([/.])launcher\b", argument)]
+    swept = bool({"-m", "--multirun"} & set(arguments))
+    if not swept:
+        launcher = []
+    elif launcher and (refused := _hydra_has(launcher)) is not None:
+        return refused
+    # Hydra's own launcher is asked first, to compose all jobs of a sweep: they are checked before any starts.
+    refused = _hydra(job, [argument for argument in arguments if argument not in launcher], entered)
+    if refused is not None:
+        return refused
+    if not members:
+        return max(statuses, default=DONE)
+    from runner.desk import sweep
+
+    def elsewhere(root: Path) -> None:
+        _hydra(sweep.run_elsewhere, [*arguments, f"hydra.sweep.dir='{root}'"], entered)
+
+    return sweep.run(members, arguments, elsewhere if launcher else None)
+
+
+def _hydra_has(launcher: Sequence[str]) -> int | None:
+    """The exit status where Hydra has no such launcher, else None."""
+    from hydra import compose, initialize_config_dir
+    from hydra.errors import HydraException
+
+    from runner.desk import recipes
+
+    try:
+        with initialize_config_dir(str(recipes.folder("conf")), version_base="1.3"):
+            compose("config", list(launcher), return_hydra_config=True)
+    except HydraException as error:
+        return _refuse(_in_our_words(error))
+    return None
+
+
+def _hydra(task: Callable[[DictConfig], None], arguments: Sequence[str], entered: Sequence[object] = ()) -> int | None:
+    """Have Hydra compose the arguments and call `task` with it, in a sweep with each combination; the exit status where
+    Hydra refuses, else None. An error of the system is the output folder's as long as nothing has `entered`."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from runner.desk import recipes
 
-    statuses: list[int] = []
-    entered: list[DictConfig] = []
-
-    def job(composed: DictConfig) -> None:
-        entered.append(composed)
-        statuses.append(_job(composed))
-
-    recipes.register(arguments)
     shown_in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its faults, where it would print them and end with 1
     typed, sys.argv[1:] = sys.argv[1:], _open(arguments)
     try:
-        hydra.main(version_base="1.3", config_path=str(recipes.folder("conf")), config_name="config")(job)()
+        hydra.main(version_base="1.3", config_path=str(recipes.folder("conf")), config_name="config")(task)()
     except (HydraException, OmegaConfBaseException) as error:
         if shown_in_full:
             raise
@@ -98,7 +140,7 @@ def _compose(arguments: Sequence[str]) -> int:
         sys.argv[1:] = typed
         if not shown_in_full:
             del os.environ["HYDRA_FULL_ERROR"]
-    return max(statuses, default=DONE)
+    return None
 
 
 def _open(arguments: Sequence[str]) -> list[str]:
@@ -127,7 +169,9 @@ def _in_our_words(error: Exception) -> object:
 
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, member = error.missing_cfg_file.rpartition("/")
-        return Fault(group, f"expected {', '.join(error.options)}", member, nearest(member, error.options))
+        hint = "; more come with pip install 'dit-runner[launch]'" if group == "hydra/launcher" else ""
+        expected = f"expected {', '.join(error.options)}{hint}"
+        return Fault(group, expected, member, nearest(member, error.options))
     words = str(error).replace("'++", "'")
     if isinstance(error.__cause__, OmegaConfBaseException):
         words += f"\n{error.__cause__}"
@@ -137,52 +181,27 @@ def _in_our_words(error: Exception) -> object:
 
 
 def _job(composed: DictConfig) -> int:
-    """Run one composed configuration, as Hydra hands it over; the exit status. In a sweep, JobEnded if it is not 0."""
+    """Run one composed configuration, as Hydra hands it over; the exit status."""
     from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
     from omegaconf import OmegaConf
 
     from runner.desk.faults import Refused
-    from runner.desk.job import discard_if_empty
+    from runner.desk.job import discard_if_empty, follow, prepare
     from runner.desk.launch import RunFailed
 
     hydra = HydraConfig.get()
     folder = Path(hydra.runtime.output_dir)
     overrides = [str(typed) for typed in OmegaConf.to_container(hydra.overrides.task, resolve=False) or ()]
     try:
-        _run(composed, overrides, folder)
+        follow(prepare(composed, overrides), folder)
         return DONE
     except Refused as refused:
-        status = _refuse(refused)
+        return _refuse(refused)
     except RunFailed as failed:
         print(failed, file=sys.stderr)
-        status = FAILED
+        return FAILED
     finally:
         discard_if_empty(folder)
-    if hydra.mode == RunMode.MULTIRUN:
-        raise JobEnded(status)
-    return status
-
-
-def _run(composed: DictConfig, overrides: list[str], folder: Path) -> None:
-    """Check, plan, show, launch, report. Raises Refused or RunFailed."""
-    from runner.desk import launch, show
-    from runner.desk.job import claim, prepare
-
-    job = prepare(composed, overrides)
-    if job.config["show"] == "plan":
-        show.show_plan(job.planned, job.checked.checkpoint, None)
-        return
-
-    run = claim(folder)
-    show.show_plan(job.planned, job.checked.checkpoint, run)
-    job.write(run)
-    try:
-        launch.launch(run, job.config)
-    finally:  # the page of a run that failed is the one that somebody needs most
-        from runner.desk import report
-
-        print(f"page     {report.write(run)}")
 
 
 def _refuse(reason: object) -> int:

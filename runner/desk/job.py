@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.desk import graph, provenance
+from runner.desk import graph, launch, provenance, show
 from runner.desk.config import Checked, check
 from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints, write_whole
@@ -72,6 +72,25 @@ def prepare(composed: DictConfig, overrides: Sequence[str]) -> Job:
         expected = f"expected a store that can be written, since {', '.join(missing)} must run ({why})"
         raise Refused([Fault("output", expected, checked.config["output"])])
     return Job(checked, tuple(overrides), store, fingerprints, planned)
+
+
+def follow(job: Job, folder: Path, claimed: bool = False) -> None:
+    """Show the plan, and unless that is all that is asked for run it in `folder` (`claimed`: it is this run's alone).
+
+    The page is written however the run ends. Raises RunFailed.
+    """
+    if job.config["show"] == "plan":
+        show.show_plan(job.planned, job.checked.checkpoint, None)
+        return
+    run = folder if claimed else claim(folder)
+    show.show_plan(job.planned, job.checked.checkpoint, run)
+    job.write(run)
+    try:
+        launch.launch(run, job.config)
+    finally:  # the page of a run that failed is the one that somebody needs most
+        from runner.desk import report
+
+        print(f"page     {report.write(run)}")
 
 
 def claim(folder: Path) -> Path:
