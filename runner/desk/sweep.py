@@ -138,13 +138,18 @@ def _here(root: Path, members: Sequence[Member]) -> None:
         groups.setdefault(_worker(one.job), []).append(one)
     with _watched(root, members):
         for group in groups.values():
-            for one in group:
-                assert one.job
-                print(f"job {one.number}  {_told(one, _varied(members))}")
-                try:
-                    launch(one.folder, one.job.config["hardware"]["env"])
-                except RunFailed as failed:
-                    print(failed, file=sys.stderr)
+            _work(group)
+
+
+def _work(group: Sequence[Member]) -> None:
+    """Run jobs that one worker can serve."""
+    for one in group:
+        assert one.job
+        print(f"job      {one.folder}")
+        try:
+            launch(one.folder, one.job.config["hardware"]["env"])
+        except RunFailed as failed:
+            print(failed, file=sys.stderr)
 
 
 def share(jobs: Sequence[tuple[int, Job]]) -> list[Job]:

@@ -1,0 +1,192 @@
+"""Sweeps as a user meets them: what is told before anything starts, what runs, what is left, and where it runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from runner.__main__ import door
+from runner.desk import launch
+
+ROOT = Path(__file__).parents[2]
+# A worker that writes a word in place of every artifact. Seed 13 fails, seed 9 is killed, each time it is asked.
+STAND_IN = """
+import json, os, sys
+from pathlib import Path
+from runner.desk.store import Store
+failed = False
+with open(os.environ["JOURNAL"], "a") as journal:
+    journal.write(f"worker {len(sys.argv) - 1}\\n")
+for run in map(Path, sys.argv[1:]):
+    plan = json.loads((run / "plan.json").read_text())
+    seed = json.loads((run / "run.json").read_text())["config"]["seed"]
+    def tell(**facts):
+        (run / "status.json").write_text(json.dumps(facts))
+    tell(state="running", stage="dump")
+    if seed == 13:
+        tell(state="failed", stage="dump", error="ValueError: thirteen")
+        failed = True
+        continue
+    if seed == 9:
+        os.kill(os.getpid(), 9)
+    store = Store(Path(plan["store"]))
+    for row in plan["stages"]:
+        if row["action"] != "skip":
+            with store.claim(row["does"], row["key"], str(run), print, row["redo"]) as entry:
+                if entry is None:
+                    draft = store.draft(row["does"], row["key"])
+                    (draft / "made").write_text(row["stage"])
+                    with open(os.environ["JOURNAL"], "a") as journal:
+                        journal.write(f"{row['stage']} {run.name}\\n")
+                    entry = store.commit(draft, row["does"], row["key"])
+                store.link(entry, run, row["stage"])
+    tell(state="done", seconds=1.5)
+sys.exit(failed)
+"""
+
+
+@pytest.fixture
+def journal(tmp_path_factory, monkeypatch) -> Path:
+    """What the stand-in did, line by line."""
+    folder = tmp_path_factory.mktemp("bench")
+    (folder / "stand_in.py").write_text(STAND_IN)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
+    monkeypatch.setenv("JOURNAL", str(folder / "journal"))
+    monkeypatch.setattr(launch, "WORKER", "stand_in")
+    return folder / "journal"
+
+
+@pytest.fixture
+def at(tiny_checkpoint) -> str:
+    return f"model.checkpoint={tiny_checkpoint}"
+
+
+def the_sweep() -> Path:
+    (told,) = Path("outputs").glob("*/*/sweep.json")
+    return told.parent
+
+
+def states(sweep: Path) -> dict[str, str]:
+    jobs = json.loads((sweep / "sweep.json").read_text())["jobs"]
+    return {job: json.loads((sweep / job / "status.json").read_text())["state"] for job in jobs}
+
+
+def test_what_cannot_run_is_told_before_anything_starts(journal, capfd, at):
+    assert door(["-m", "+recipe=osp12_w8a8", at, "seed=1,-1,2", "model.num_frames=9,10"]) == 2
+    printed = capfd.readouterr()
+    told = [line for line in printed.err.splitlines() if "job" in line]
+    assert len(told) == 4 and told[0].startswith("refused: job 1 (seed=1 model.num_frames=10): model.num_frames = 10: ")
+    sweep = the_sweep()
+    assert states(sweep) == dict(
+        zip("012345", ["done", "refused", "refused", "refused", "done", "refused"], strict=True)
+    )
+    assert "seed = -1: expected at least 0" in (sweep / "report.html").read_text()
+    rows = [line.split()[:4] for line in printed.out.splitlines() if line.strip().startswith(tuple("012345"))]
+    assert ["0", "1", "9", "done"] in rows and ["3", "-1", "10", "refused"] in rows
+    assert not (sweep / "multirun.yaml").exists()
+
+
+def test_a_sweep_of_which_nothing_can_run_leaves_nothing(journal, at):
+    assert door(["-m", "+recipe=osp12_w8a8", at, "seed=-1,-2"]) == 2
+    assert not journal.exists() and not [path for path in Path("outputs").glob("*") if path.name != ".store"]
+
+
+def test_a_failed_job_leaves_the_others_and_only_it_runs_again(journal, capfd, at):
+    line = ["-m", "+recipe=osp12_w8a8", at, "seed=12,13,9,14"]
+    assert door(line) == 1
+    printed = capfd.readouterr()
+    sweep = the_sweep()
+    assert states(sweep) == {"0": "done", "1": "failed", "2": "failed", "3": "done"}
+    out = " ".join(printed.out.split())
+    assert "13 failed ValueError: thirteen" in out and "9 failed the worker was ended by SIGKILL" in out
+    assert "ValueError: thirteen" in printed.err and "Traceback" not in printed.err
+    assert all((sweep / job / "report.html").is_file() for job in "0123")
+    journal.write_text("")
+    assert door(line) == 1
+    made = [row for row in journal.read_text().splitlines() if not row.startswith("worker")]
+    assert made == [], "what was done is reused, and what fails fails again"
+
+
+def test_jobs_share_what_their_keys_share(journal, capfd, at):
+    assert door(["-m", "+recipe=osp12_w8a8", at, "quant.observer=minmax,mse,minmax"]) == 0
+    made = [row for row in journal.read_text().splitlines() if not row.startswith("worker")]
+    assert sorted(made) == sorted(
+        ["dump 0", *(f"{stage} {job}" for stage in ("calibrate", "quantize", "sample") for job in (0, 1))]
+    )
+    plans = [json.loads((the_sweep() / job / "plan.json").read_text())["stages"] for job in "012"]
+    actions = [[row["action"] for row in plan if row["action"] != "skip"] for plan in plans]
+    assert actions == [["run"] * 4, ["reuse", "run", "run", "run"], ["reuse"] * 4]
+    reasons = {row["stage"]: row["reason"] for row in plans[2]}
+    assert reasons["dump"] == reasons["sample"] == "made by job 0"
+
+
+def test_values_with_slashes_nest_no_folders(journal, at, tiny_checkpoint, tmp_path):
+    (tmp_path / "deep").symlink_to(tiny_checkpoint.parent)
+    others = f"{at},{tmp_path / 'deep' / tiny_checkpoint.name}"
+    assert door(["-m", "+recipe=osp12_w8a8", others]) == 0
+    assert sorted(path.name for path in the_sweep().iterdir()) == ["0", "1", "report.html", "sweep.json"]
+
+
+def test_plans_of_a_sweep_are_shown(journal, capfd, at):
+    assert door(["-m", "+recipe=osp12_w8a8", at, "seed=1,2", "show=plan"]) == 0
+    out = capfd.readouterr().out
+    assert "job 1  seed=2" in out and out.count("calibrate") == 2
+    assert not journal.exists() and [path.name for path in Path("outputs").iterdir()] == [".store"]
+
+
+def test_sweeps_of_one_second_have_folders_of_their_own(journal, at):
+    fixed = f"hydra.sweep.dir={Path('outputs/a/here').resolve()}"
+    for _ in range(2):
+        assert door(["-m", "+recipe=osp12_w8a8", at, "seed=1,2", fixed]) == 0
+    assert sorted(path.name for path in Path("outputs/a").iterdir()) == ["here", "here-2"]
+
+
+def test_interrupted_there_is_a_table_and_a_page_all_the_same(journal, at, monkeypatch, capfd):
+    from runner.desk import sweep
+
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "_work", interrupt)
+    assert door(["-m", "+recipe=osp12_w8a8", at, "seed=1,2"]) == 130
+    assert "not started" in capfd.readouterr().out and (the_sweep() / "report.html").is_file()
+
+
+def test_a_launcher_that_is_not_there(journal, at, capfd):
+    assert door(["-m", "+recipe=osp12_w8a8", at, "seed=1,2", "hydra/launcher=jobli"]) == 2
+    err = capfd.readouterr().err
+    assert "hydra/launcher = 'jobli': expected basic" in err and "pip install 'dit-runner[launch]'" in err
+    assert not Path("outputs").exists()
+
+
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        pytest.param(
+            ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=2"],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["joblib", "submitit"],
+)
+def test_elsewhere(launcher, journal, at, tmp_path):
+    """In processes that a launcher starts: as users type it, because what they run is pickled."""
+    pytest.importorskip(f"hydra_plugins.hydra_{'joblib' if 'joblib' in launcher[0] else 'submitit'}_launcher")
+    code = "import runner.desk.launch as l; l.WORKER = 'stand_in'\n"
+    (tmp_path / "sitecustomize.py").write_text(code)
+    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
+    command = [sys.executable, "-m", "runner", "-m", "+recipe=osp12_w8a8", at, "seed=12,13,-1,14", *launcher]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    assert done.returncode == 1, done.stderr
+    sweep = the_sweep()
+    assert states(sweep) == {"0": "done", "1": "failed", "2": "refused", "3": "done"}
+    out = " ".join(done.stdout.split())
+    assert "13 failed ValueError: thirteen" in out and "-1 refused seed = -1: expected at least 0" in out
+    assert all((sweep / job / "report.html").is_file() for job in "013") and (sweep / "report.html").is_file()
+    assert (sweep / "0" / "dump" / "made").read_text() == "dump"
