@@ -22,5 +22,5 @@ def read_status(run: Path) -> dict[str, Any]:
 
 
 def write_status(run: Path, state: str, **facts: Any) -> None:
-    """Replace status.json. `state` is running, done, failed or interrupted."""
+    """Replace status.json. `state` is running, done, failed, interrupted or, of a sweep's job, refused."""
     write_whole(run / "status.json", json.dumps({"state": state, **facts}, indent=2))

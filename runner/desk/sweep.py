@@ -21,16 +21,18 @@ from typing import TYPE_CHECKING, Any
 from runner.desk.faults import Refused, spell
 from runner.desk.fingerprints import write_whole
 from runner.desk.job import Job, discard_if_empty, follow, prepare
-from runner.desk.launch import RunFailed, launch, read_status
+from runner.desk.launch import RunFailed, launch_in_turn, worker_key
 from runner.desk.report import write
 from runner.desk.report.command import write_sweep
 from runner.desk.report.compare import SWEEP
+from runner.status import FINAL, read_status, write_status
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 DONE, FAILED, REFUSED = 0, 1, 2  # exit statuses
-FINAL = ("done", "failed", "interrupted")
+ENDED = (*FINAL, "interrupted")  # states of a job that is over
+MADE_BY = "made by job"
 LOOK = 0.5  # seconds between two looks at how far the jobs are
 
 
@@ -122,7 +124,7 @@ def run_elsewhere(composed: DictConfig) -> None:
     except RunFailed as failed:
         print(failed, file=sys.stderr)
     except Exception as error:  # of this half, with no worker to say it
-        write_whole(one.folder / "status.json", json.dumps({"state": "failed", "error": f"{error!r}"}))
+        write_status(one.folder, "failed", error=f"{type(error).__name__}: {error}")
 
 
 def _here(root: Path, members: Sequence[Member]) -> None:
@@ -143,13 +145,9 @@ def _here(root: Path, members: Sequence[Member]) -> None:
 
 def _work(group: Sequence[Member]) -> None:
     """Run jobs that one worker can serve."""
-    for one in group:
-        assert one.job
-        print(f"job      {one.folder}")
-        try:
-            launch(one.folder, one.job.config["hardware"]["env"])
-        except RunFailed as failed:
-            print(failed, file=sys.stderr)
+    jobs = [one.job for one in group if one.job]
+    for failed in launch_in_turn([one.folder for one in group], jobs[0].config).values():
+        print(failed, file=sys.stderr)
 
 
 def share(jobs: Sequence[tuple[int, Job]]) -> list[Job]:
@@ -160,7 +158,7 @@ def share(jobs: Sequence[tuple[int, Job]]) -> list[Job]:
         planned = []
         for stage in job.planned:
             if stage.action == "run" and (maker := makes.setdefault((stage.does, stage.key), number)) != number:
-                stage = replace(stage, action="reuse", reason=f"made by job {maker}")
+                stage = replace(stage, action="reuse", reason=f"{MADE_BY} {maker}")
             planned.append(stage)
         shared.append(replace(job, planned=planned))
     return shared
@@ -168,9 +166,9 @@ def share(jobs: Sequence[tuple[int, Job]]) -> list[Job]:
 
 def _worker(job: Job) -> str:
     """What jobs must have in common to be served by one worker; where all is stored, no model is loaded at all."""
-    loads = any(stage.action == "run" or stage.reason.startswith("made by job") for stage in job.planned)
-    sections = ("hardware", "parallel", "model") if loads else ("hardware", "parallel")
-    return json.dumps([job.config[section] for section in sections], sort_keys=True)
+    if any(stage.action == "run" or stage.reason.startswith(MADE_BY) for stage in job.planned):
+        return worker_key(job.config)
+    return json.dumps([job.config[section] for section in ("hardware", "parallel")], sort_keys=True)
 
 
 def _claim(members: Sequence[Member], command: Sequence[str]) -> Path:
@@ -218,7 +216,7 @@ def _leave_refused(one: Member) -> None:
         place[name] = value
     described = {"name": f"job {one.number}", "command": [], "config": config}
     write_whole(one.folder / "run.json", json.dumps(described, indent=2, ensure_ascii=False))
-    write_whole(one.folder / "status.json", json.dumps({"state": "refused", "error": str(one.refused)}, indent=2))
+    write_status(one.folder, "refused", error=str(one.refused))
 
 
 @contextmanager
@@ -229,7 +227,7 @@ def _watched(root: Path, members: Sequence[Member]) -> Iterator[None]:
     def watch() -> None:
         ended = 0
         while not over.wait(LOOK):
-            now = sum(read_status(one.folder).get("state") in FINAL for one in members)
+            now = sum(read_status(one.folder).get("state") in ENDED for one in members)
             if now != ended:
                 _pages(root, members)
             ended = now
@@ -247,7 +245,7 @@ def _pages(root: Path, members: Sequence[Member]) -> None:
     """The page of each job that has none yet although it ended, and the sweep's."""
     for one in members:
         page = one.folder / "report.html"
-        if one.folder.is_dir() and read_status(one.folder).get("state") in FINAL and not page.exists():
+        if one.folder.is_dir() and read_status(one.folder).get("state") in ENDED and not page.exists():
             write(one.folder)
     write_sweep(root)
 

@@ -167,19 +167,6 @@ def test_failure_ends_with_one_in_three_lines(bench, capfd, at):
     ]
 
 
-def test_sweep_goes_on_after_a_failure(bench, capfd, at):
-    assert door(["-m", "+recipe=osp12_w8a8", at, "seed=12,13,14,-1"]) == 1
-    done = [run for run in runs() if (run / "sample").is_dir()]
-    assert [json.loads((run / "run.json").read_text())["config"]["seed"] for run in done] == [12, 14]
-    err = capfd.readouterr().err
-    assert "ValueError: thirteen" in err and "seed = -1: expected at least 0" in err and "Traceback" not in err
-
-
-def test_sweep_over_recipes(bench, at):
-    assert door(["-m", "+recipe=osp12_w8a8,osp12_float", at]) == 0
-    assert [json.loads((run / "run.json").read_text())["name"] for run in runs()] == ["osp12_float", "osp12_w8a8"]
-
-
 def test_interrupted(bench, at, monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt

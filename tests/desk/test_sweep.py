@@ -106,6 +106,7 @@ def test_a_failed_job_leaves_the_others_and_only_it_runs_again(journal, capfd, a
     assert "13 failed ValueError: thirteen" in out and "9 failed the worker was ended by SIGKILL" in out
     assert "ValueError: thirteen" in printed.err and "Traceback" not in printed.err
     assert all((sweep / job / "report.html").is_file() for job in "0123")
+    assert journal.read_text().count("worker") == 2, "a new one goes on after the one that was killed"
     journal.write_text("")
     assert door(line) == 1
     made = [row for row in journal.read_text().splitlines() if not row.startswith("worker")]
@@ -114,7 +115,8 @@ def test_a_failed_job_leaves_the_others_and_only_it_runs_again(journal, capfd, a
 
 def test_jobs_share_what_their_keys_share(journal, capfd, at):
     assert door(["-m", "+recipe=osp12_w8a8", at, "quant.observer=minmax,mse,minmax"]) == 0
-    made = [row for row in journal.read_text().splitlines() if not row.startswith("worker")]
+    worker, *made = journal.read_text().splitlines()
+    assert worker == "worker 3", "one serves all that share a model"
     assert sorted(made) == sorted(
         ["dump 0", *(f"{stage} {job}" for stage in ("calibrate", "quantize", "sample") for job in (0, 1))]
     )
@@ -123,6 +125,13 @@ def test_jobs_share_what_their_keys_share(journal, capfd, at):
     assert actions == [["run"] * 4, ["reuse", "run", "run", "run"], ["reuse"] * 4]
     reasons = {row["stage"]: row["reason"] for row in plans[2]}
     assert reasons["dump"] == reasons["sample"] == "made by job 0"
+
+
+def test_over_recipes(journal, at):
+    assert door(["-m", "+recipe=osp12_w8a8,osp12_float", at]) == 0
+    names = [json.loads((the_sweep() / job / "run.json").read_text())["name"] for job in "01"]
+    assert names == ["osp12_w8a8", "osp12_float"]
+    assert journal.read_text().count("worker") == 1
 
 
 def test_values_with_slashes_nest_no_folders(journal, at, tiny_checkpoint, tmp_path):
