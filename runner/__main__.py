@@ -25,6 +25,7 @@ COMMANDS = {
     "import-flags": "runner.desk.import_flags",
     "prune": "runner.desk.prune",
     "report": "runner.desk.report.command",
+    "schema": "runner.desk.offers",
 }
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 
@@ -49,12 +50,22 @@ def door(arguments: Sequence[str]) -> int:
         if {"-h", "--help"} & set(arguments):
             print(show.help_text())
             return DONE
+        if _asks_for_completions(arguments):
+            from runner.desk import offers
+
+            if offers.complete(list(COMMANDS)):
+                return DONE
         return _compose(arguments)
     except Refused as refused:
         return _refuse(refused)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _asks_for_completions(arguments: Sequence[str]) -> bool:
+    shell = bool({"-sc", "--shell-completion"} & set(arguments))
+    return shell and any(argument.startswith("query=") for argument in arguments)
 
 
 def _compose(arguments: Sequence[str]) -> int:

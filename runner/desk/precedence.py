@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.desk.faults import Fault, Refused
+from runner.desk.recipes import folder as shipped
 from runner.desk.recipes import groups, read, recipes
 
 DEFAULTS = "defaults.yaml"
@@ -96,6 +97,26 @@ def checkpoint_defaults(folder: Path) -> dict[str, Any]:
         if isinstance(value, str) and (folder / value).exists():
             wanted[key] = str((folder / value).resolve())
     return wanted
+
+
+def defaults() -> dict[str, Any]:
+    """The value of each key without a recipe: config.yaml and the members that its defaults list names."""
+    import yaml
+
+    def read_yaml(path: Path) -> dict[str, Any]:
+        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+
+    conf = shipped("conf")
+    root = read_yaml(conf / "config.yaml")
+    found = dict(leaves({key: value for key, value in root.items() if key not in ("defaults", "hydra")}))
+    for entry in root["defaults"]:
+        if isinstance(entry, Mapping) and not next(iter(entry)).startswith("override"):
+            group, member = next(iter(entry.items()))
+            path = conf / group / f"{member}.yaml"
+            everywhere = "@package _global_" in path.read_text(encoding="utf-8").splitlines()[0]
+            tree = read_yaml(path)
+            found |= leaves(tree if everywhere else {group: tree})
+    return found
 
 
 def _recipe_keys(names: Iterable[str]) -> Iterator[tuple[str, Any]]:

@@ -6,6 +6,7 @@ working folder are offered too, before shipped ones of the same name.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 from runner.desk.faults import Fault, Refused
 
 PACKAGE = Path(__file__).parents[1]
+MODELINE = "# yaml-language-server:"  # tells an editor which schema a file has
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,7 @@ def register(arguments: Sequence[str]) -> None:
 
 def _head(path: Path) -> Recipe:
     with path.open(encoding="utf-8", errors="replace") as file:
-        lines = [file.readline() for _ in range(2)]
-    command, purpose = (line.lstrip("#").strip() if line.startswith("#") else "" for line in lines)
+        comments = (line for line in file if not line.startswith(MODELINE))
+        lines = list(itertools.islice(comments, 2))
+    command, purpose = (line.lstrip("#").strip() if line.startswith("#") else "" for line in (*lines, "", "")[:2])
     return Recipe(path.stem, path, command, purpose)

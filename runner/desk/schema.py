@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -31,8 +31,11 @@ def _stages(value: Any) -> Any:
     raise PydanticCustomError("stages", "expected a stage or a list of stages")
 
 
-Prompts = Annotated[Any, AfterValidator(_prompts)]
-Stages = Annotated[Any, AfterValidator(_stages)]
+TEXTS: dict[str, Any] = {
+    "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]
+}
+Prompts = Annotated[Any, AfterValidator(_prompts), WithJsonSchema(TEXTS)]
+Stages = Annotated[Any, AfterValidator(_stages), WithJsonSchema(TEXTS)]
 
 
 class Section(BaseModel):

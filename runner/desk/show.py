@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from runner.desk import recipes
 from runner.desk.faults import spell
@@ -33,6 +33,8 @@ examples
   python -m runner report FOLDER...                                  the page of a run or a sweep; --csv, --json
   python -m runner import-flags --name mine "torchrun ..."           an old launch line as ./recipes/mine.yaml
   python -m runner prune outputs                                     what no run uses any more; --yes deletes it
+  python -m runner schema > runner.schema.json                       what an editor checks recipes by
+  eval "$(runner -sc install=bash)"                                  completion with the Tab key, also zsh and fish
 
 A value comes from the command line, else the recipe, else the checkpoint's defaults.yaml, else the group's default.
 Exit status: 0 done, 1 a run failed, 2 a configuration was refused, 130 interrupted.
@@ -58,16 +60,17 @@ def recipe_list() -> str:
 
 def help_text() -> str:
     """All that can be said on the command line, with what each key means and its default."""
+    from runner.desk.precedence import defaults
     from runner.desk.schema import keys
 
     width = min(shutil.get_terminal_size((120, 40)).columns, 120)
-    defaults = _defaults()
+    values = defaults()
     found = recipes.recipes()
     name_width = max(map(len, found), default=0)
     groups = recipes.groups()
     key_lines = []
     for key, meaning in keys().items():
-        shown = textwrap.shorten(f"{key}={spell(defaults.get(key))}", 44, placeholder="...")
+        shown = textwrap.shorten(f"{key}={spell(values.get(key))}", 44, placeholder="...")
         wrapped = textwrap.wrap(meaning, max(width - 48, 30)) or [""]
         key_lines += [f"  {shown:<44}  {wrapped[0]}", *(f"  {'':<44}  {line}" for line in wrapped[1:])]
     return HELP.format(
@@ -101,25 +104,3 @@ def show_plan(planned: Sequence[PlannedStage], checkpoint: Checkpoint, run: Path
         forwards = f"{bound}{row.forwards:,}" if row.action == "run" and row.forwards else ""
         table.add_row(row.stage, action, row.reason, row.writes, forwards, style=styles[row.action])
     console.print(table)
-
-
-def _defaults() -> dict[str, Any]:
-    """The value of each key without a recipe: config.yaml and the members that its defaults list names."""
-    import yaml
-
-    from runner.desk.precedence import leaves
-
-    def read(path: Path) -> dict[str, Any]:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-
-    conf = recipes.folder("conf")
-    root = read(conf / "config.yaml")
-    found = dict(leaves({key: value for key, value in root.items() if key not in ("defaults", "hydra")}))
-    for entry in root["defaults"]:
-        if isinstance(entry, Mapping) and not next(iter(entry)).startswith("override"):
-            group, member = next(iter(entry.items()))
-            path = conf / group / f"{member}.yaml"
-            everywhere = "@package _global_" in path.read_text(encoding="utf-8").splitlines()[0]
-            tree = read(path)
-            found |= leaves(tree if everywhere else {group: tree})
-    return found

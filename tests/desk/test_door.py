@@ -79,6 +79,17 @@ def test_config_is_shown(capsys, at):
     assert "name: osp12_w8a8" in out and "seed: 5" in out and "scheme: w8a8" in out
 
 
+@pytest.mark.parametrize(
+    ("about", "says"), [("all", "Hydra 1.3"), ("defaults", "recipe/osp12_w8a8"), ("config", "Config search path")]
+)
+def test_hydra_is_asked_about_itself(at, about, says):
+    """In a process of its own: Hydra then logs to the terminal, and goes on to."""
+    command = [sys.executable, "-m", "runner", "+recipe=osp12_w8a8", at, "--info", about]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0 and says in done.stdout
+    assert not Path("outputs").exists()
+
+
 def test_tab_completion(capsys, monkeypatch):
     assert door(["-sc", "install=bash"]) == 0
     assert "complete" in capsys.readouterr().out

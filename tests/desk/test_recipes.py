@@ -21,6 +21,15 @@ def test_recipes_of_the_working_folder_come_along():
     assert (found["mine"].command, found["mine"].purpose) == ("python -m runner +recipe=mine", "What mine does.")
 
 
+def test_a_line_for_the_editor_may_come_before_the_command():
+    Path("recipes").mkdir()
+    Path("recipes/mine.yaml").write_text("# yaml-language-server: $schema=../runner.schema.json\n" + OWN)
+    Path("recipes/bare.yaml").write_text("seed: 7")
+    found = recipes()
+    assert (found["mine"].command, found["mine"].purpose) == ("python -m runner +recipe=mine", "What mine does.")
+    assert (found["bare"].command, found["bare"].purpose) == ("", "")
+
+
 def test_own_recipe_runs_under_its_name(checked):
     Path("recipes").mkdir()
     Path("recipes/mine.yaml").write_text(OWN)
