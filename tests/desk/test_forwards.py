@@ -50,7 +50,7 @@ def here(monkeypatch):
     """The worker in this process, and no page."""
     from runner.desk import report
 
-    monkeypatch.setattr(launch, "launch", lambda run, *others: worker.main([str(run)]))
+    monkeypatch.setattr(launch, "launch", lambda run, *others: worker.main([Path(run)]))
     monkeypatch.setattr(report, "write", lambda run: run / "report.html")
 
 

@@ -1,3 +1,4 @@
+import inspect
 import json
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedTokenizerFast, T5Config, T5EncoderModel
@@ -32,9 +34,16 @@ def load(checkpoint, method="EulerAncestralDiscrete", **other):
     return load_pipeline(section(checkpoint, **other), method, "cpu")
 
 
+def test_a_loaded_pipeline_is_saved_and_read_again(tiny_checkpoint, tmp_path):
+    load(tiny_checkpoint).save_pretrained(tmp_path)
+    again = osp12.OSP12Pipeline.from_pretrained(tmp_path)
+    assert isinstance(again.scheduler, EulerAncestralDiscreteScheduler)
+    assert "timesteps" in inspect.signature(again.scheduler.set_timesteps).parameters
+
+
 def test_the_released_layout_makes_a_pipeline_that_samples(tiny_checkpoint):
     pipeline = load(tiny_checkpoint)
-    assert type(pipeline.scheduler).__name__ == "EulerAncestralDiscreteScheduler"
+    assert isinstance(pipeline.scheduler, EulerAncestralDiscreteScheduler)
     pipeline.set_progress_bar_config(disable=True)
     frames = pipeline("a red boat", num_frames=5, height=32, width=32, num_inference_steps=2).frames
     assert frames.shape == (1, 5, 32, 32, 3)
