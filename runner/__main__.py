@@ -1,8 +1,8 @@
 """The front door: compose, check, plan, show, launch, report.
 
 `python -m runner +recipe=osp12_w8a8` comes in here. Hydra composes the configuration from conf/ and recipes/ and hands
-it to `_job` (once for each combination in a sweep); what a run needs is written into its folder; a worker process,
-which alone imports torch, follows the plan there.
+it over (in a sweep each combination); what a run needs is written into its folder; a worker process, which alone
+imports torch, follows the plan there.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from runner.desk.sweep import Member
+    from runner.desk.job import Member
 
 # `runner NAME ...`: the module whose main(arguments) does it and returns the exit status.
 COMMANDS = {
     "import-flags": "runner.desk.import_flags",
     "prune": "runner.desk.prune",
     "report": "runner.desk.report.command",
+    "rerun": "runner.desk.rerun",
     "schema": "runner.desk.offers",
 }
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+class Uncomposed(Exception):
+    """Hydra could not compose what was asked for, and why in this project's words."""
 
 
 def main() -> None:
@@ -56,8 +62,9 @@ def door(arguments: Sequence[str]) -> int:
             if offers.complete(list(COMMANDS)):
                 return DONE
         return _compose(arguments)
-    except Refused as refused:
-        return _refuse(refused)
+    except (Refused, Uncomposed) as reason:
+        print(f"refused: {reason}", file=sys.stderr)
+        return REFUSED
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -69,49 +76,32 @@ def _asks_for_completions(arguments: Sequence[str]) -> bool:
 
 
 def _compose(arguments: Sequence[str]) -> int:
-    """Have Hydra compose what the arguments ask for, and run, sweep or print it; the exit status."""
+    """Have Hydra compose what the arguments ask for, then run or sweep it; the exit status."""
     from runner.desk import recipes
+    from runner.desk.job import member
 
-    statuses: list[int] = []
     members: list[Member] = []
-
-    entered: list[DictConfig] = []
-
-    def job(composed: DictConfig) -> None:
-        from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
-
-        entered.append(composed)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            from runner.desk import sweep
-
-            members.append(sweep.member(composed))
-        else:
-            statuses.append(_job(composed))
-
     recipes.register(arguments)
-    launcher = [argument for argument in arguments if re.match(r"\+?hydra([/.])launcher\b", argument)]
-    swept = bool({"-m", "--multirun"} & set(arguments))
-    if not swept:
-        launcher = []
-    elif launcher and (refused := _hydra_has(launcher)) is not None:
-        return refused
-    # Hydra's own launcher is asked first, to compose all jobs of a sweep: they are checked before any starts.
-    refused = _hydra(job, [argument for argument in arguments if argument not in launcher], entered)
-    if refused is not None:
-        return refused
-    if not members:
-        return max(statuses, default=DONE)
+    swept = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments)
+    launcher = [a for a in arguments if swept and re.match(r"\+?hydra([/.])launcher\b", a)]
+    if launcher:
+        _hydra_has(launcher)
+    # Hydra's own launcher composes all jobs of a sweep: they are checked before the one that is asked for gets any.
+    _hydra(lambda composed: members.append(member(composed)), [a for a in arguments if a not in launcher])
+    if not members:  # --cfg, --info and the like
+        return DONE
+    if not members[0].swept:
+        return _run(members[0])
     from runner.desk import sweep
 
     def elsewhere(root: Path) -> None:
-        _hydra(sweep.run_elsewhere, [*arguments, f"hydra.sweep.dir='{root}'"], entered)
+        _hydra(sweep.run_elsewhere, [*arguments, f"hydra.sweep.dir='{root}'"])
 
     return sweep.run(members, arguments, elsewhere if launcher else None)
 
 
-def _hydra_has(launcher: Sequence[str]) -> int | None:
-    """The exit status where Hydra has no such launcher, else None."""
+def _hydra_has(launcher: Sequence[str]) -> None:
+    """Raises Uncomposed where Hydra has no such launcher."""
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
@@ -121,37 +111,33 @@ def _hydra_has(launcher: Sequence[str]) -> int | None:
         with initialize_config_dir(str(recipes.folder("conf")), version_base="1.3"):
             compose("config", list(launcher), return_hydra_config=True)
     except HydraException as error:
-        return _refuse(_in_our_words(error))
-    return None
+        raise Uncomposed(_in_our_words(error)) from error
 
 
-def _hydra(task: Callable[[DictConfig], None], arguments: Sequence[str], entered: Sequence[object] = ()) -> int | None:
-    """Have Hydra compose the arguments and call `task` with it, in a sweep with each combination; the exit status where
-    Hydra refuses, else None. An error of the system is the output folder's as long as nothing has `entered`."""
+def _hydra(task: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
+    """Have Hydra compose the arguments and call `task` with it, in a sweep with each combination. Raises Uncomposed
+    where it refuses; with HYDRA_FULL_ERROR=1 what it raised itself."""
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from runner.desk import recipes
 
-    shown_in_full = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises its faults, where it would print them and end with 1
+    shown_in_full = os.environ.get(FULL_ERROR) == "1"
+    os.environ[FULL_ERROR] = "1"  # Hydra then raises its faults, where it would print them and end with 1
     typed, sys.argv[1:] = sys.argv[1:], _open(arguments)
     try:
         hydra.main(version_base="1.3", config_path=str(recipes.folder("conf")), config_name="config")(task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, OSError) as error:
         if shown_in_full:
             raise
-        return _refuse(_in_our_words(error))
-    except OSError as error:
-        if entered or shown_in_full:
-            raise
-        return _refuse(f"output: {error.filename} cannot be made: {error.strerror}")
+        if isinstance(error, OSError) and not isinstance(error, HydraException):
+            raise Uncomposed(f"output: {error.filename} cannot be made: {error.strerror}") from error
+        raise Uncomposed(_in_our_words(error)) from error
     finally:
         sys.argv[1:] = typed
         if not shown_in_full:
-            del os.environ["HYDRA_FULL_ERROR"]
-    return None
+            os.environ.pop(FULL_ERROR, None)
 
 
 def _open(arguments: Sequence[str]) -> list[str]:
@@ -191,33 +177,19 @@ def _in_our_words(error: Exception) -> object:
     return words
 
 
-def _job(composed: DictConfig) -> int:
-    """Run one composed configuration, as Hydra hands it over; the exit status."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    from runner.desk.faults import Refused
+def _run(one: Member) -> int:
+    """Run one composed configuration; the exit status."""
     from runner.desk.job import discard_if_empty, follow, prepare
     from runner.desk.launch import RunFailed
 
-    hydra = HydraConfig.get()
-    folder = Path(hydra.runtime.output_dir)
-    overrides = [str(typed) for typed in OmegaConf.to_container(hydra.overrides.task, resolve=False) or ()]
     try:
-        follow(prepare(composed, overrides), folder)
+        follow(prepare(one.composed, one.overrides), one.folder)
         return DONE
-    except Refused as refused:
-        return _refuse(refused)
     except RunFailed as failed:
         print(failed, file=sys.stderr)
         return FAILED
     finally:
-        discard_if_empty(folder)
-
-
-def _refuse(reason: object) -> int:
-    print(f"refused: {reason}", file=sys.stderr)
-    return REFUSED
+        discard_if_empty(one.folder)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from runner.desk import checkpoints
 from runner.desk.checkpoints import Checkpoint
 from runner.desk.faults import Fault, Refused, nearest, nearest_key, spell
 from runner.desk.graph import STAGES
-from runner.desk.precedence import DEFAULTS, MISSING, Explicit, checkpoint_defaults, explicit, leaves
+from runner.desk.precedence import DEFAULTS, MISSING, Explicit, checkpoint_defaults, leaves
 from runner.desk.schema import AVAILABLE, Config, keys
 
 if TYPE_CHECKING:
@@ -38,12 +38,11 @@ class Checked:
     checkpoint: Checkpoint
 
 
-def check(composed: DictConfig, overrides: Sequence[str]) -> Checked:
-    """The checked form of what Hydra composed from `overrides`. Raises Refused with all faults, by their full keys."""
+def check(composed: DictConfig, explicitly: Explicit) -> Checked:
+    """The checked form of what Hydra composed. Raises Refused with all faults, by their full keys."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    explicitly = explicit(overrides)
     checkpoint = _checkpoint(composed)
     wanted = checkpoint_defaults(checkpoint.folder) if checkpoint and checkpoint.folder else {}
     taken = {key: value for key, value in wanted.items() if key not in explicitly}

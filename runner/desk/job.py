@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import json
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +18,9 @@ from runner.desk.config import Checked, check
 from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints, write_whole
 from runner.desk.graph import PlannedStage
+from runner.desk.precedence import explicit
 from runner.desk.store import Store
+from runner.status import write_status
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -24,10 +28,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """A configuration that may run, and its plan."""
+    """A configuration that may run, its plan, and what was typed after `python -m runner` to get it."""
 
     checked: Checked
-    overrides: tuple[str, ...]
+    typed: tuple[str, ...]
     store: Store
     fingerprints: Fingerprints
     planned: Sequence[PlannedStage]
@@ -41,7 +45,7 @@ class Job:
         checked = self.checked
         described = {
             "name": self.config["name"],
-            "command": ["python", "-m", "runner", *(override.removeprefix("++") for override in self.overrides)],
+            "command": ["python", "-m", "runner", *self.typed],
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "config": self.config,
             "origin": checked.origin,
@@ -55,12 +59,48 @@ class Job:
             self.store.write_lineage(stage.does, stage.key, {**stage.lineage, "code": made_of["code"]})
 
 
-def prepare(composed: DictConfig, overrides: Sequence[str]) -> Job:
-    """Check and plan what Hydra composed from `overrides`.
+@dataclass
+class Member:
+    """One combination as Hydra hands it over: its place, its folder, whether it is a sweep's, and what was typed for
+    it; of a sweep's also the job that it is, or why it may not run."""
 
-    Raises Refused with all faults, or where a stage must run and nothing can be stored.
-    """
-    checked = check(composed, overrides)
+    number: int
+    folder: Path
+    swept: bool
+    overrides: tuple[str, ...]
+    composed: DictConfig
+    job: Job | None = None
+    refused: Refused | None = None
+
+    @cached_property
+    def sets(self) -> dict[str, Any]:
+        """What was typed, by key; a group's member by the group's name."""
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        parsed = OverridesParser.create().parse_overrides(list(self.overrides))
+        return {override.key_or_group: override.value() for override in parsed}
+
+
+def member(composed: DictConfig) -> Member:
+    """The combination that Hydra is handing over just now."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    hydra = HydraConfig.get()
+    swept = hydra.mode == RunMode.MULTIRUN
+    typed = [str(word) for word in OmegaConf.to_container(hydra.overrides.task, resolve=False) or ()]
+    return Member(int(hydra.job.num) if swept else 0, Path(hydra.runtime.output_dir), swept, tuple(typed), composed)
+
+
+def prepare(composed: DictConfig, overrides: Sequence[str]) -> Job:
+    """Check and plan what Hydra composed from `overrides`. Raises Refused as `plan` does, or with all faults."""
+    typed = [override.removeprefix("++") for override in overrides]
+    return plan(check(composed, explicit(overrides)), typed)
+
+
+def plan(checked: Checked, typed: Sequence[str]) -> Job:
+    """Plan a checked configuration. Raises Refused where a stage must run and nothing can be stored."""
     store = Store(Path(checked.config["output"]) / ".store")
     fingerprints = Fingerprints(store.root / "fingerprints.json")
     if (unread := graph.unread(checked.config, fingerprints)) > 1 << 30:
@@ -71,17 +111,17 @@ def prepare(composed: DictConfig, overrides: Sequence[str]) -> Job:
     if missing and checked.config["show"] != "plan" and (why := store.writable()):
         expected = f"expected a store that can be written, since {', '.join(missing)} must run ({why})"
         raise Refused([Fault("output", expected, checked.config["output"])])
-    return Job(checked, tuple(overrides), store, fingerprints, planned)
+    return Job(checked, tuple(typed), store, fingerprints, planned)
 
 
-def follow(job: Job, folder: Path, claimed: bool = False) -> None:
+def follow(job: Job, folder: Path, claimed: bool = False) -> Path | None:
     """Show the plan, and unless that is all that is asked for run it in `folder` (`claimed`: it is this run's alone).
 
-    The page is written however the run ends. Raises RunFailed.
+    Returns the run folder, None if nothing was to run. The page is written however the run ends. Raises RunFailed.
     """
     if job.config["show"] == "plan":
         show.show_plan(job.planned, job.checked.checkpoint, None)
-        return
+        return None
     run = folder if claimed else claim(folder)
     show.show_plan(job.planned, job.checked.checkpoint, run)
     job.write(run)
@@ -91,19 +131,29 @@ def follow(job: Job, folder: Path, claimed: bool = False) -> None:
         from runner.desk import report
 
         print(f"page     {report.write(run)}")
+    return run
 
 
-def claim(folder: Path) -> Path:
-    """A run folder that is this run's alone, even if another one starts in the same second."""
+def claim(folder: Path, mark: str = "run.json") -> Path:
+    """`folder`, or if another run was quicker `folder`-2 ..., with an empty file `mark` that makes it the caller's."""
     for number in itertools.count(1):
         candidate = folder if number == 1 else folder.with_name(f"{folder.name}-{number}")
         candidate.mkdir(parents=True, exist_ok=True)
         try:
-            (candidate / "run.json").touch(exist_ok=False)
+            (candidate / mark).touch(exist_ok=False)
         except FileExistsError:
             continue
         return candidate
     raise AssertionError("there is always a next number")
+
+
+def leave_failure(run: Path, error: Exception, stage: str | None = None) -> launch.RunFailed:
+    """Write down in a run folder what failed on this half, where no worker is there to say it."""
+    where = run / "traceback.txt"
+    where.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+    why = f"{type(error).__name__}: {error}"
+    write_status(run, "failed", stage=stage, error=why)
+    return launch.RunFailed("the desk", why, where)
 
 
 def discard_if_empty(folder: Path) -> None:

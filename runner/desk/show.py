@@ -31,6 +31,7 @@ examples
   python -m runner -m +recipe=osp12_w8a8 quant.observer=minmax,mse   one run for each value
   python -m runner +recipe=osp12_w8a8 --cfg job                      the composed configuration; runs nothing
   python -m runner report FOLDER...                                  the page of a run or a sweep; --csv, --json
+  python -m runner rerun FOLDER                                      that run again, and whether its bytes are the same
   python -m runner import-flags --name mine "torchrun ..."           an old launch line as ./recipes/mine.yaml
   python -m runner prune outputs                                     what no run uses any more; --yes deletes it
   python -m runner schema > runner.schema.json                       what an editor checks recipes by

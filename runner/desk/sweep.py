@@ -8,19 +8,20 @@ sweep.json (which jobs), a folder for each job, and report.html, written anew wh
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.desk.faults import Refused, spell
 from runner.desk.fingerprints import write_whole
-from runner.desk.job import Job, discard_if_empty, follow, prepare
+from runner.desk.job import Job, Member, claim, discard_if_empty, follow, leave_failure, member, prepare
 from runner.desk.launch import RunFailed, launch_in_turn, worker_key
 from runner.desk.report import write
 from runner.desk.report.command import write_sweep
@@ -34,33 +35,6 @@ DONE, FAILED, REFUSED = 0, 1, 2  # exit statuses
 ENDED = (*FINAL, "interrupted")  # states of a job that is over
 MADE_BY = "made by job"
 LOOK = 0.5  # seconds between two looks at how far the jobs are
-
-
-@dataclass
-class Member:
-    """One combination: its place, its folder, what it says, and the job that it is or why it may not run."""
-
-    number: int
-    folder: Path
-    overrides: tuple[str, ...]
-    composed: DictConfig
-    job: Job | None = None
-    refused: Refused | None = None
-
-    @property
-    def typed(self) -> dict[str, Any]:
-        """What it sets, by key."""
-        return typed(self.overrides)
-
-
-def member(composed: DictConfig) -> Member:
-    """The combination that Hydra is handing over."""
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
-
-    hydra = HydraConfig.get()
-    overrides: list[Any] = OmegaConf.to_container(hydra.overrides.task)  # type: ignore[assignment]
-    return Member(int(hydra.job.num), Path(hydra.runtime.output_dir), tuple(map(str, overrides)), composed)
 
 
 def run(members: Sequence[Member], command: Sequence[str], elsewhere: Callable[[Path], None] | None = None) -> int:
@@ -113,6 +87,7 @@ def run(members: Sequence[Member], command: Sequence[str], elsewhere: Callable[[
 def run_elsewhere(composed: DictConfig) -> None:
     """Run one combination in the process that a launcher started for it. Raises nothing: how it ended is in its folder,
     and an exception would keep the launcher from the others."""
+    os.environ.pop("HYDRA_FULL_ERROR", None)  # which the door has set for itself
     one = member(composed)
     if (one.folder / "status.json").exists():  # refused before the launcher was asked
         return
@@ -124,7 +99,7 @@ def run_elsewhere(composed: DictConfig) -> None:
     except RunFailed as failed:
         print(failed, file=sys.stderr)
     except Exception as error:  # of this half, with no worker to say it
-        write_status(one.folder, "failed", error=f"{type(error).__name__}: {error}")
+        print(leave_failure(one.folder, error), file=sys.stderr)
 
 
 def _here(root: Path, members: Sequence[Member]) -> None:
@@ -173,16 +148,7 @@ def _worker(job: Job) -> str:
 
 def _claim(members: Sequence[Member], command: Sequence[str]) -> Path:
     """A folder that is this sweep's alone, with sweep.json and what is known of the jobs that are refused."""
-    wanted, number = members[0].folder.parent, 1
-    root = wanted
-    while True:
-        root.mkdir(parents=True, exist_ok=True)
-        try:
-            (root / SWEEP).touch(exist_ok=False)
-            break
-        except FileExistsError:
-            number += 1
-            root = wanted.with_name(f"{wanted.name}-{number}")
+    root = claim(members[0].folder.parent, SWEEP)
     names = {one.job.config["name"] for one in members if one.job}
     told = {
         "name": ", ".join(sorted(names)),
@@ -208,7 +174,7 @@ def _tidy(root: Path, members: Sequence[Member]) -> None:
 def _leave_refused(one: Member) -> None:
     """A folder that says what was refused and why."""
     config: dict[str, Any] = {}
-    for key, value in one.typed.items():
+    for key, value in one.sets.items():
         *sections, name = key.split(".")
         place = config
         for section in sections:
@@ -269,26 +235,16 @@ def _show(members: Sequence[Member], varied: Sequence[str]) -> None:
         cause = str(one.refused or (told.get("error") if state != "done" else "") or "")
         seconds = f"{told['seconds']:.1f} s" if "seconds" in told else ""
         style = {"done": "", "refused": "red", "failed": "red"}.get(state, "yellow")
-        values = (spell(one.typed.get(key)) if key in one.typed else "" for key in varied)
+        values = (spell(one.sets.get(key)) if key in one.sets else "" for key in varied)
         table.add_row(str(one.number), *values, state, seconds, cause, style=style)
     console.print(table)
 
 
-def typed(overrides: Sequence[str]) -> dict[str, Any]:
-    """What overrides set, by key; a group's member by the key that names it."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    found = {}
-    for override in OverridesParser.create().parse_overrides(list(overrides)):
-        found[override.key_or_group] = override.value()
-    return found
-
-
 def _varied(members: Sequence[Member]) -> list[str]:
     """The keys by which the combinations differ."""
-    told: list[Mapping[str, Any]] = [one.typed for one in members]
+    told: list[Mapping[str, Any]] = [one.sets for one in members]
     return [key for key in told[0] if any(other.get(key) != told[0][key] for other in told[1:])]
 
 
 def _told(one: Member, varied: Sequence[str]) -> str:
-    return shlex.join(f"{key}={spell(one.typed[key])}" for key in varied) or "the only one"
+    return shlex.join(f"{key}={spell(one.sets[key])}" for key in varied) or "the only one"

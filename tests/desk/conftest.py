@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from runner.__main__ import _open
-from runner.desk import recipes
+from runner.desk import launch, recipes
 from runner.desk.config import Checked, check
+from runner.desk.precedence import explicit
 
 Check = Callable[..., Checked]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -24,6 +27,22 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None
     monkeypatch.chdir(tmp_path)
     yield
     ConfigStore.instance().repo.pop("recipe", None)
+
+
+@pytest.fixture
+def journal(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What stand_in.py, which takes the worker's place, did, line by line."""
+    file = tmp_path_factory.mktemp("bench") / "journal"
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (Path(__file__).parent, ROOT))))
+    monkeypatch.setenv("JOURNAL", str(file))
+    monkeypatch.setattr(launch, "WORKER", "stand_in")
+    return file
+
+
+@pytest.fixture
+def at(tiny_checkpoint: Path) -> str:
+    """The argument that names the tiny checkpoint."""
+    return f"model.checkpoint={tiny_checkpoint}"
 
 
 @pytest.fixture
@@ -42,7 +61,7 @@ def front_door(*arguments: str) -> Checked:
     recipes.register(arguments)
     overrides = _open(arguments)
     with initialize_config_dir(str(recipes.folder("conf")), version_base="1.3"):
-        return check(compose("config", overrides), overrides)
+        return check(compose("config", overrides), explicit(overrides))
 
 
 @pytest.fixture

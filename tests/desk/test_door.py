@@ -16,42 +16,6 @@ from runner.desk.schema import keys
 from runner.desk.store import Store
 
 ROOT = Path(__file__).parents[2]
-STAND_IN = """
-import json, sys
-from pathlib import Path
-from runner.desk.store import Store
-run = Path(sys.argv[1])
-plan = json.loads((run / "plan.json").read_text())
-config = json.loads((run / "run.json").read_text())["config"]
-if config["seed"] == 13:
-    (run / "status.json").write_text(json.dumps({"state": "failed", "stage": "dump", "error": "ValueError: thirteen"}))
-    sys.exit(1)
-store = Store(Path(plan["store"]))
-for row in plan["stages"]:
-    if row["action"] == "run":
-        draft = store.draft(row["does"], row["key"])
-        (draft / "made").write_text(row["stage"])
-        store.commit(draft, row["does"], row["key"])
-    if row["action"] != "skip":
-        store.link(store.find(row["does"], row["key"]), run)
-"""
-
-
-@pytest.fixture
-def bench(tmp_path_factory, monkeypatch):
-    """A worker that writes a word in place of every artifact, and a page that is a name."""
-    from runner.desk import report
-
-    folder = tmp_path_factory.mktemp("bench")
-    (folder / "stand_in.py").write_text(STAND_IN)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
-    monkeypatch.setattr(launch, "WORKER", "stand_in")
-    monkeypatch.setattr(report, "write", lambda run: run / "report.html")
-
-
-@pytest.fixture
-def at(tiny_checkpoint) -> str:
-    return f"model.checkpoint={tiny_checkpoint}"
 
 
 def runs() -> list[Path]:
@@ -131,15 +95,16 @@ def test_plan_is_shown_and_nothing_runs(capsys, at):
     assert [path.name for path in Path("outputs").iterdir()] == [".store"]
 
 
-def test_a_run_and_the_same_again(bench, capfd, at):
+def test_a_run_and_the_same_again(journal, capfd, at):
     assert door(["+recipe=osp12_w8a8", at, "seed=7"]) == 0
     (run,) = runs()
     out = capfd.readouterr().out
     assert f"page     {run.resolve()}/report.html" in out
     assert run.parent == Path("outputs/osp12_w8a8")
     assert {path.name for path in run.iterdir()} == {
-        "run.json", "plan.json", "provenance.json", "dump", "calibrate", "quantize", "sample",
-    }  # fmt: skip
+        *("run.json", "plan.json", "provenance.json", "status.json", "report.html"),
+        *("dump", "calibrate", "quantize", "sample"),
+    }
 
     described = json.loads((run / "run.json").read_text())
     assert described["command"] == ["python", "-m", "runner", "+recipe=osp12_w8a8", at, "seed=7"]
@@ -161,14 +126,14 @@ def test_a_run_and_the_same_again(bench, capfd, at):
     assert (again / "dump" / "made").stat().st_ino == (run / "dump" / "made").stat().st_ino
 
 
-def test_runs_of_one_second_have_folders_of_their_own(bench, at):
+def test_runs_of_one_second_have_folders_of_their_own(journal, at):
     fixed = f"hydra.run.dir={Path('outputs/here').resolve()}"
     assert door(["+recipe=osp12_w8a8", at, fixed]) == 0
     assert door(["+recipe=osp12_w8a8", at, fixed]) == 0
     assert [run.name for run in runs()] == ["here", "here-2"]
 
 
-def test_failure_ends_with_one_in_three_lines(bench, capfd, at):
+def test_failure_ends_with_one_in_three_lines(journal, capfd, at):
     assert door(["+recipe=osp12_w8a8", at, "seed=13"]) == 1
     (run,) = runs()
     assert capfd.readouterr().err.splitlines() == [
@@ -178,7 +143,7 @@ def test_failure_ends_with_one_in_three_lines(bench, capfd, at):
     ]
 
 
-def test_interrupted(bench, at, monkeypatch, capsys):
+def test_interrupted(journal, at, monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
@@ -193,7 +158,7 @@ def test_arguments_and_environment_are_put_back(at, monkeypatch):
     assert sys.argv == before and "HYDRA_FULL_ERROR" not in os.environ
 
 
-def test_damaged_artifact_is_made_again(bench, at):
+def test_damaged_artifact_is_made_again(journal, at):
     assert door(["+recipe=osp12_w8a8", at]) == 0
     stages = json.loads((runs()[0] / "plan.json").read_text())["stages"]
     row = next(row for row in stages if row["stage"] == "dump")
@@ -205,7 +170,7 @@ def test_damaged_artifact_is_made_again(bench, at):
     assert store.find("dump", row["key"], thorough=True)
 
 
-def test_a_store_that_cannot_be_written_is_said_before_anything_runs(bench, at, capsys, monkeypatch):
+def test_a_store_that_cannot_be_written_is_said_before_anything_runs(journal, at, capsys, monkeypatch):
     monkeypatch.setattr(Store, "writable", lambda self: PermissionError(13, "Permission denied"))
     assert door(["+recipe=osp12_w8a8", at]) == 2
     err = capsys.readouterr().err
@@ -214,7 +179,7 @@ def test_a_store_that_cannot_be_written_is_said_before_anything_runs(bench, at, 
     assert door(["+recipe=osp12_w8a8", at, "show=plan"]) == 0
 
 
-def test_an_artifact_of_a_newer_version_is_said_before_anything_runs(bench, at, capsys):
+def test_an_artifact_of_a_newer_version_is_said_before_anything_runs(journal, at, capsys):
     assert door(["+recipe=osp12_w8a8", at]) == 0
     (run,) = runs()
     (entry,) = Path("outputs/.store").glob("dump-*")

@@ -22,20 +22,29 @@ def git(folder: Path, *arguments: str) -> str:
 
 
 def test_commit_and_whether_files_differ_from_it(tmp_path):
-    assert provenance.commit(tmp_path) == {"commit": None, "dirty": None}
+    assert provenance.commit(tmp_path) == {"commit": None, "dirty": None, "changes": None}
     git(tmp_path, "init")
     (tmp_path / "a").write_text("one")
     git(tmp_path, "add", "a")
     git(tmp_path, "commit", "-m", "a")
-    assert provenance.commit(tmp_path) == {"commit": git(tmp_path, "rev-parse", "HEAD"), "dirty": False}
-    (tmp_path / "a").write_text("two")
-    assert provenance.commit(tmp_path)["dirty"] is True
+    assert provenance.commit(tmp_path) == {
+        "commit": git(tmp_path, "rev-parse", "HEAD"),
+        "dirty": False,
+        "changes": None,
+    }
+    changes = []
+    for text in ("two", "three"):
+        (tmp_path / "a").write_text(text)
+        found = provenance.commit(tmp_path)
+        assert found["dirty"] is True
+        changes.append(found["changes"])
+    assert None not in changes and changes[0] != changes[1]
 
 
 def test_no_git_is_no_fault(tmp_path, monkeypatch):
     (tmp_path / ".git").mkdir()
     monkeypatch.setenv("PATH", "")
-    assert provenance.commit(tmp_path) == {"commit": None, "dirty": None}
+    assert provenance.commit(tmp_path) == {"commit": None, "dirty": None, "changes": None}
 
 
 def test_weights_packages_machine_and_names_alone(config, tmp_path, monkeypatch):
@@ -48,6 +57,8 @@ def test_weights_packages_machine_and_names_alone(config, tmp_path, monkeypatch)
     assert {name.partition("/")[0] for name in found["checkpoint"]["files"]} == {"transformer", "vae", "text_encoder"}
     assert found["packages"]["torch"] and found["packages"]["hydra-core"]
     assert found["machine"]["id"] == machine.identity() and found["machine"]["cores"] >= 1
+    assert found["prompts"]["text"]["count"] == len(config["prompts"]["text"])
+    assert config["prompts"]["text"][0] not in json.dumps(found)
     assert "A_TOKEN" in found["environment"] and "the secret value" not in json.dumps(found)
 
 

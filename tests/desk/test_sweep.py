@@ -11,59 +11,6 @@ from pathlib import Path
 import pytest
 
 from runner.__main__ import door
-from runner.desk import launch
-
-ROOT = Path(__file__).parents[2]
-# A worker that writes a word in place of every artifact. Seed 13 fails, seed 9 is killed, each time it is asked.
-STAND_IN = """
-import json, os, sys
-from pathlib import Path
-from runner.desk.store import Store
-failed = False
-with open(os.environ["JOURNAL"], "a") as journal:
-    journal.write(f"worker {len(sys.argv) - 1}\\n")
-for run in map(Path, sys.argv[1:]):
-    plan = json.loads((run / "plan.json").read_text())
-    seed = json.loads((run / "run.json").read_text())["config"]["seed"]
-    def tell(**facts):
-        (run / "status.json").write_text(json.dumps(facts))
-    tell(state="running", stage="dump")
-    if seed == 13:
-        tell(state="failed", stage="dump", error="ValueError: thirteen")
-        failed = True
-        continue
-    if seed == 9:
-        os.kill(os.getpid(), 9)
-    store = Store(Path(plan["store"]))
-    for row in plan["stages"]:
-        if row["action"] != "skip":
-            with store.claim(row["does"], row["key"], str(run), print, row["redo"]) as entry:
-                if entry is None:
-                    draft = store.draft(row["does"], row["key"])
-                    (draft / "made").write_text(row["stage"])
-                    with open(os.environ["JOURNAL"], "a") as journal:
-                        journal.write(f"{row['stage']} {run.name}\\n")
-                    entry = store.commit(draft, row["does"], row["key"])
-                store.link(entry, run, row["stage"])
-    tell(state="done", seconds=1.5)
-sys.exit(failed)
-"""
-
-
-@pytest.fixture
-def journal(tmp_path_factory, monkeypatch) -> Path:
-    """What the stand-in did, line by line."""
-    folder = tmp_path_factory.mktemp("bench")
-    (folder / "stand_in.py").write_text(STAND_IN)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), str(ROOT)]))
-    monkeypatch.setenv("JOURNAL", str(folder / "journal"))
-    monkeypatch.setattr(launch, "WORKER", "stand_in")
-    return folder / "journal"
-
-
-@pytest.fixture
-def at(tiny_checkpoint) -> str:
-    return f"model.checkpoint={tiny_checkpoint}"
 
 
 def the_sweep() -> Path:

@@ -91,6 +91,7 @@ class Run:
     export_bytes: int | None
     files: Entry
     provenance: Mapping[str, Any]
+    rerun: Mapping[str, Any]
     gaps: Sequence[str]
 
     @property
@@ -169,6 +170,7 @@ def read_run(folder: Path) -> Run:
         export_bytes=sum(file.stat().st_size for file in exports) or None,
         files=tree(folder),
         provenance=reader.mapping("provenance.json", expected=True),
+        rerun=reader.mapping("rerun.json", expected=False),
         gaps=reader.gaps,
     )
 

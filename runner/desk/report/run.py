@@ -59,7 +59,8 @@ def files(run: Run) -> Section:
 
 def again(run: Run) -> Section:
     """What it takes to make this run again."""
-    values = {"settings": list(settings(run)), "provenance": list(origins(run))}
+    values = {"settings": list(settings(run)), "provenance": list(origins(run)), "rerun": run.rerun}
+    values["changed"] = sum(len(run.rerun.get(name) or ()) for name in ("differ", "missing", "added"))
     return Section("again.html.jinja", {"command": shlex.join(run.command), **values})
 
 
