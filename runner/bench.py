@@ -39,9 +39,10 @@ class Bench:
     def pipeline(self, config: Mapping[str, Any]) -> Any:
         """The float pipeline of this configuration. Read once while model, sample method and device stay the same."""
         from runner.model import load_transformer
+        from runner.parallel.cfg import twinned
 
         if not self._knows(config) or not self._is_float:
-            self._with(config, lambda: load_transformer(config["model"], config["hardware"]["device"]))
+            self._with(config, lambda: twinned(load_transformer, config["model"], config["hardware"]["device"]))
             self._is_float = True
         return self._pipeline
 
@@ -50,8 +51,10 @@ class Bench:
 
         The float one is dropped first, so that memory is what this one takes; the rest of the pipeline stays.
         """
+        from runner.parallel.cfg import twinned
+
         self._is_float = False
-        self._with(config, lambda: quantized_transformer(config, export))
+        self._with(config, lambda: twinned(quantized_transformer, config, export))
         return self._pipeline
 
     def _knows(self, config: Mapping[str, Any]) -> bool:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from runner.hardware import Hardware
 from runner.media import save_clip
 from runner.model import apply_template
+from runner.parallel import cfg
 from runner.sampler import schedules
 
 
@@ -78,6 +79,10 @@ def generate(
         "callback_on_step_end": end_of_step,
     }
     known = inspect.signature(pipeline.__call__).parameters
+    if config["parallel"]["cfg"] and "guidance_batch" not in known:
+        raise ValueError(
+            f"{type(pipeline).__name__} cannot run its branches of guidance apart: parallel.cfg needs that"
+        )
     if sampler["schedule"] is not None:
         if "timesteps" not in known:
             raise ValueError(f"{type(pipeline).__name__} takes no timesteps, so no schedule")
@@ -87,7 +92,7 @@ def generate(
     pipeline.set_progress_bar_config(disable=True)  # the stage has one bar for all its clips
     hardware.synchronize()
     start = time.perf_counter()
-    with torch.inference_mode():
+    with torch.inference_mode(), cfg.split(pipeline.transformer):
         output = pipeline(**{name: value for name, value in arguments.items() if name in known})
     hardware.synchronize()
     end = time.perf_counter()

@@ -14,6 +14,7 @@ import sys
 import threading
 
 TOLD = "RUNNER_LIFELINE"  # set by the desk; a worker started by hand has no desk to follow
+LAUNCHER = "RUNNER_LAUNCHER"  # set by a launcher of ranks: its process id
 
 
 def hold() -> None:
@@ -22,10 +23,16 @@ def hold() -> None:
         return
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.environ.get(LAUNCHER, str(os.getppid())) != str(os.getppid()):  # it died before this line
+            _end()
     threading.Thread(target=_wait, name="lifeline", daemon=True).start()
 
 
 def _wait() -> None:
     while os.read(0, 1):
         pass
+    _end()
+
+
+def _end() -> None:
     os.kill(os.getpid(), signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)

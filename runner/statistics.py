@@ -110,7 +110,7 @@ class LinearStatistics:
         self._seen: dict[int, tuple[weakref.ref, str]] = {}
         self._aside: dict[tuple[torch.Size, torch.dtype], list[tuple[str, Tensor]]] = {}
         self._rows: dict[str, dict[int, list[Tensor]]] = {}  # by linear and step, the values of FIELDS
-        self._position = 0
+        self._position = self._call = 0
 
     def __enter__(self) -> LinearStatistics:
         self._hooks = [m.register_forward_pre_hook(self._hook(name)) for name, m in self._linears.items()]
@@ -124,6 +124,9 @@ class LinearStatistics:
         def observe(_: nn.Module, args: tuple) -> None:
             if self.steps.position != self._position:
                 self._close_step()
+            elif self.steps.call != self._call:  # the other branch of guidance counts, also where it gets the same
+                self._seen.clear()
+            self._call = self.steps.call
             x = args[0]
             seen = self._seen.get(id(x))
             if seen is not None and seen[0]() is x:
@@ -165,6 +168,20 @@ class LinearStatistics:
         self._aside.clear()
         self._seen.clear()
         self._position = self.steps.position
+
+    def seen(self) -> dict[str, dict[int, list[Tensor]]]:
+        """The rows gathered so far, by linear and step, for `merge`."""
+        self._close_step()
+        return self._rows
+
+    def merge(self, rows: dict[str, dict[int, list[Tensor]]]) -> None:
+        """Add what another process has `seen` of the same generation: the other branch of guidance."""
+        self._close_step()
+        for name, record in rows.items():
+            ours = self._rows.setdefault(name, {})
+            for step, row in record.items():
+                row = [value.to(ours[step][0].device) for value in row] if step in ours else row
+                ours[step] = _merge(row, ours[step]) if step in ours else row
 
     def save(self, folder: Path) -> None:
         """Write statistics.safetensors and statistics.json (which linear shares whose record) into `folder`."""

@@ -24,17 +24,21 @@ from rich.console import Console
 from runner import lifeline
 from runner.bench import Bench, Context
 from runner.desk.store import Entry, Store
+from runner.parallel import PeerLost
 from runner.status import STDERR, write_status
 
 log = logging.getLogger("runner")
 
 INTERRUPTED = 130  # exit status
+PEER_SPEAKS_FIRST = 6  # seconds in which the launcher ends a rank whose peer has died, before it says a word itself
 # By stage: the section whose `folder` asks for its files, and which they are.
 DELIVERED = {
     "dump": ("dump", "calib_data*.pth"),
     "quantize": ("quant", "quant_model_*"),
     "sample": ("sample", "videos/*"),
 }
+# Of these stages: the files that each rank of a parallel runtime looks for under its own name.
+NAMED_BY_RANK = {"dump": "calib_data.pth", "quantize": "quant_model_*"}
 
 
 def follow(context: Context) -> None:
@@ -56,6 +60,7 @@ def follow(context: Context) -> None:
                 log.info("%s reused, key %s", stage, key)
                 context.console.print(f"{stage:<10} reused", highlight=False)
             context.artifacts[stage] = store.link(entry, run, stage)
+        name_by_rank(context)
         store.link_measurements(does, key, run, stage)
         deliver(context)
 
@@ -81,13 +86,41 @@ def wait(context: Context, holder: str) -> None:
     context.console.print(f"{context.stage:<10} waits for {holder}, which makes the same", highlight=False)
 
 
+def name_by_rank(context: Context) -> None:
+    """Give what each rank of a parallel runtime looks for a name for each: further names of the one file on disk."""
+    for file in _by_rank(context, context.artifacts[context.stage]):
+        for rank in range(context.config["parallel"]["world_size"]):
+            link_or_copy(file, file.with_name(f"{file.stem}_{rank}{file.suffix}"))
+
+
+def _by_rank(context: Context, folder: Path) -> list[Path]:
+    """The files of a finished stage that msModelSlim and MindIE-SD look for by rank."""
+    parallel = context.config["parallel"]["world_size"] > 1
+    return sorted(folder.glob(NAMED_BY_RANK[context.stage])) if parallel and context.stage in NAMED_BY_RANK else []
+
+
 def deliver(context: Context) -> None:
     """Copy what the user wants in a folder of their own, whether it was made now or reused."""
     section, pattern = DELIVERED.get(context.stage, ("", ""))
     if section and (folder := context.config[section]["folder"]):
         Path(folder).mkdir(parents=True, exist_ok=True)
+        copied: dict[int, Path] = {}  # by inode: one copy on disk there, too
         for file in sorted(context.artifacts[context.stage].glob(pattern)):
-            shutil.copy2(file, folder)
+            target, inode = Path(folder) / file.name, file.stat().st_ino
+            if inode in copied:
+                link_or_copy(copied[inode], target)
+            else:
+                copied[inode] = target
+                shutil.copy2(file, target)
+
+
+def link_or_copy(file: Path, target: Path) -> None:
+    """Another name for a file, or a copy of it where there are no hard links."""
+    target.unlink(missing_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
+        shutil.copy2(file, target)
 
 
 @contextmanager
@@ -126,6 +159,9 @@ def attempt(run: Path, bench: Bench, console: Console) -> bool:
         write_status(run, "interrupted", stage=context and context.stage)
         raise SystemExit(INTERRUPTED) from None
     except Exception as error:
+        if isinstance(error, PeerLost):
+            log.error("%s", error)
+            time.sleep(PEER_SPEAKS_FIRST)
         bench.clear()  # what a failed run left in the model is not for the next one
         state, facts = "failed", {"stage": context and context.stage, "error": f"{type(error).__name__}: {error}"}
         with suppress(OSError):  # a full disk
@@ -143,9 +179,31 @@ def attempt(run: Path, bench: Bench, console: Console) -> bool:
 
 
 def main(runs: list[Path]) -> int:
-    """Follow each run in turn; the exit status is 1 if any failed."""
+    """Follow each run in turn, alone or with the other ranks; the exit status is 1 if any failed."""
     faulthandler.enable()
     lifeline.hold()
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return lead(runs)
+    from runner.parallel import cfg, mesh
+
+    quiet()
+    with mesh.joined():
+        if mesh.rank() == 0:
+            failed = lead(runs)
+            cfg.dismiss()
+            return failed
+        try:
+            cfg.serve()
+        except KeyboardInterrupt:
+            raise SystemExit(INTERRUPTED) from None
+        except PeerLost:
+            time.sleep(PEER_SPEAKS_FIRST)
+            raise
+        return 0
+
+
+def lead(runs: list[Path]) -> int:
+    """Follow each run in turn; 1 if any failed."""
     bench, console, failed, current = Bench(), Console(), False, runs[0]
     for number, run in enumerate(runs, 1):
         if len(runs) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from runner.desk.faults import Fault, Refused, nearest, nearest_key, spell
 from runner.desk.graph import STAGES
 from runner.desk.precedence import DEFAULTS, MISSING, Explicit, checkpoint_defaults, leaves
 from runner.desk.schema import AVAILABLE, Config, keys
+from runner.parallel import rules as parallel
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -66,6 +68,9 @@ def check(composed: DictConfig, explicitly: Explicit) -> Checked:
     if faults:
         raise Refused(_with_source(fault, sources.get(origin.get(fault.key, ""))) for fault in faults)
 
+    if config["parallel"]["cfg"] and config["sampler"]["guidance_batch"] != "separate":
+        config["sampler"]["guidance_batch"] = "separate"  # what it computes is that, so keys and pages say so
+        origin["sampler.guidance_batch"] = "parallel.cfg"
     assert checkpoint is not None  # its absence is a fault
     return Checked(config, origin, checkpoint)
 
@@ -169,6 +174,9 @@ def _between(
         if folder is not None and not os.path.isdir(folder):
             yield Fault(f"sample.{name}", "there is no such folder", folder)
     yield from _stage_names(config, good)
+    if not any(key.partition(".")[0] in ("parallel", "sampler", "launch") for key in wrong):
+        joint = config["sampler"]["guidance_batch"] == "joint" and "sampler.guidance_batch" in explicitly
+        yield from itertools.starmap(Fault, parallel.faults(config, joint))
     if not any(key.startswith("sampler") for key in wrong):
         yield from _sampler(config["sampler"], explicitly)
     if good("hardware.device") and config["hardware"]["device"] == "cuda" and (reason := _no_cuda()):

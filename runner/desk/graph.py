@@ -29,7 +29,8 @@ NO_RESULT = (
     "name", "output", "show", "launch", "until", "redo", "model.checkpoint", "model.revision", "model.cache_dir",
     "model.vae", "model.text_encoder", "model.keep_float", "quant.folder", "cache.save_path",
     "sampler.neighbour_type", "sampler.monte_carlo_iters", "sampler.videos_path", "sampler.save_dir", "cache.ratio",
-    "parallel.master_port", "hardware.env", "dump.folder", "sample.folder", "timing.warmup", "timing.repeats",
+    "parallel.world_size", "parallel.cfg", "parallel.nodes", "parallel.master_addr", "parallel.master_port",
+    "hardware.env", "dump.folder", "sample.folder", "timing.warmup", "timing.repeats",
 )  # fmt: skip
 
 # What a generation is a function of, besides weights and prompts; the device and the dtype change bits.
@@ -39,8 +40,7 @@ GENERATION = (
     "model.negative_prompt", "model.clean_caption", "model.enable_tiling", "model.tile_overlap_factor",
     "model.save_memory", "sampler.sample_method", "sampler.num_sampling_steps", "sampler.guidance_scale",
     "sampler.guidance_batch", "sampler.schedule", "sampler.noise",
-    "recording.steps", "hardware.device", "parallel.world_size", "parallel.cfg",
-    "parallel.ulysses", "parallel.vae",
+    "recording.steps", "hardware.device", "parallel.ulysses", "parallel.vae",
 )  # fmt: skip
 
 Config = Mapping[str, Any]

@@ -115,7 +115,8 @@ def plan(checked: Checked, typed: Sequence[str]) -> Job:
 
 
 def follow(job: Job, folder: Path, claimed: bool = False) -> Path | None:
-    """Show the plan, and unless that is all that is asked for run it in `folder` (`claimed`: it is this run's alone).
+    """Show the plan, and unless that is all that is asked for run it in `folder` (`claimed`: it is this run's alone),
+    or with launch=print say what to type for that.
 
     Returns the run folder, None if nothing was to run. The page is written however the run ends. Raises RunFailed.
     """
@@ -125,6 +126,9 @@ def follow(job: Job, folder: Path, claimed: bool = False) -> Path | None:
     run = folder if claimed else claim(folder)
     show.show_plan(job.planned, job.checked.checkpoint, run)
     job.write(run)
+    if job.config["launch"] == "print":
+        print(*launch.lines(run, job.config), sep="\n")
+        return None
     try:
         launch.launch(run, job.config)
     finally:  # the page of a run that failed is the one that somebody needs most

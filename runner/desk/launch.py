@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from runner import lifeline
+from runner.desk import machine
 from runner.status import FINAL, STDERR, read_status, write_status
 
 WORKER = "runner.worker"
+LAUNCHER = "runner.parallel.launcher"  # takes torchrun's arguments
+RANKS = "RUNNER_RANKS"  # the file in which it says how each rank that failed has ended
 LONGEST_REASON = 500  # characters of a failure's reason on the terminal; all of it is in status.json
 PATIENCE = (2.5, 0.5)  # seconds to end by itself after SIGINT, then after SIGTERM
 ASKED_TO_END = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -58,7 +64,7 @@ def launch_in_turn(runs: Sequence[Path], config: Config) -> dict[Path, RunFailed
     left = list(runs)
     while left:
         try:
-            status = _work(left, config)
+            ended = _work(left, config)
         except KeyboardInterrupt:
             for run in left:
                 if (told := read_status(run)).get("state") not in FINAL:
@@ -66,10 +72,10 @@ def launch_in_turn(runs: Sequence[Path], config: Config) -> dict[Path, RunFailed
             raise
         told_of = {run: read_status(run) for run in left}
         # It goes through them in order, so the first that it said no last word about is the one that it died in.
-        untold = [run for run in left if told_of[run].get("state") not in FINAL] if status else []
+        untold = [run for run in left if told_of[run].get("state") not in FINAL] if ended.status else []
         for run, told in told_of.items():
             if told.get("state") == "failed" or run in untold[:1]:
-                failures[run] = _failure(run, status)
+                failures[run] = _failure(run, ended)
             if run in untold[:1]:
                 write_status(run, **{**told, "state": "failed", "error": failures[run].why})
         left = untold[1:]
@@ -81,10 +87,55 @@ def worker_key(config: Config) -> str:
     return json.dumps([config[section] for section in ("model", "hardware", "parallel")], sort_keys=True)
 
 
-def _work(runs: Sequence[Path], config: Config) -> int:
-    """Run one worker on `runs` until it ends; its exit status (negative: the signal that ended it)."""
+def lines(run: Path, config: Config) -> list[str]:
+    """What to type to start a run folder by hand: a line on each of its machines, all of which must see the folder."""
+    parallel = config["parallel"]
+    settings = [f"{name}={value}" for name, value in config["hardware"]["env"].items()]
+    host = parallel["master_addr"] or socket.gethostname()
+    commands = []
+    for node in range(parallel["nodes"]):
+        command = ["python", "-m", WORKER]
+        if parallel["world_size"] > 1:
+            command = [
+                *("python", "-m", "torch.distributed.run", f"--nnodes={parallel['nodes']}", f"--node-rank={node}"),
+                f"--nproc-per-node={parallel['world_size'] // parallel['nodes']}",
+                *(f"--master-addr={host}", f"--master-port={parallel['master_port']}", "-m", WORKER),
+            ]
+        commands.append(shlex.join([*(["env", *settings] if settings else []), *command, str(run)]))
+    return commands
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """The exit status of a worker (negative: the signal that ended it), and of its ranks that failed."""
+
+    status: int
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        # The launcher itself ends the others by SIGTERM.
+        for rank, status in self.ranks.items():
+            if status < 0 and status != -signal.SIGTERM:
+                return f"rank {rank} was ended by {_signal(-status)}"
+        for rank, status in self.ranks.items():
+            if status > 0:
+                return f"rank {rank} ended with status {status} and said no more"
+        if self.status < 0:
+            return f"the worker was ended by {_signal(-self.status)}"
+        return f"the worker ended with status {self.status} and said no more"
+
+
+def _work(runs: Sequence[Path], config: Config) -> _Ended:
+    """Run one worker, of one process or more, on `runs` until it ends."""
+    ranks = runs[0] / ".ranks.json"
+    environment = {**os.environ, **config["hardware"]["env"], lifeline.TOLD: "stdin", RANKS: str(ranks)}
+    environment["WORLD_SIZE"] = "1"  # whatever this process itself is a rank of
     command = [sys.executable, "-m", WORKER, *map(str, runs)]
-    environment = {**os.environ, **config["hardware"]["env"], lifeline.TOLD: "stdin"}
+    if (size := config["parallel"]["world_size"]) > 1 and any(map(_works, runs)):
+        port = _port(config["parallel"]["master_port"])
+        where = [f"--nproc-per-node={size}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        command = [sys.executable, "-m", LAUNCHER, *where, "--monitor-interval=0.2", *command[1:]]
+        environment.setdefault("OMP_NUM_THREADS", str(max(1, int(str(machine.describe()["cores"])) // size)))
     try:
         with (runs[0] / STDERR).open("ab") as errors, _interruptible():
             worker = subprocess.Popen(
@@ -95,14 +146,35 @@ def _work(runs: Sequence[Path], config: Config) -> int:
                 start_new_session=True,  # the terminal's Ctrl-C reaches the desk alone, which passes it on exactly once
             )
             try:
-                return worker.wait()
+                status = worker.wait()
             except KeyboardInterrupt:
                 _end(worker)
                 raise
+        return _Ended(status, json.loads(ranks.read_text()) if ranks.is_file() else {})
     finally:
+        ranks.unlink(missing_ok=True)
         for run in runs:
             if (run / STDERR).is_file() and (run / STDERR).stat().st_size == 0:
                 (run / STDERR).unlink()
+
+
+def _works(run: Path) -> bool:
+    """Whether the plan of a run has a stage to run; what is reused takes one process."""
+    stages = json.loads((run / "plan.json").read_text(encoding="utf-8"))["stages"]
+    return any(stage["action"] == "run" for stage in stages)
+
+
+def _port(wanted: int) -> int:
+    """This port, or a free one where another run on this machine has it."""
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return int(probe.getsockname()[1])
+    raise OSError("this machine has no free port")
 
 
 @contextmanager
@@ -138,7 +210,7 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
     worker.wait()
 
 
-def _failure(run: Path, status: int) -> RunFailed:
+def _failure(run: Path, ended: _Ended) -> RunFailed:
     """Why a run failed: what its worker said of it, or else how the worker ended."""
     told = read_status(run)
     stage = told.get("stage")
@@ -146,9 +218,7 @@ def _failure(run: Path, status: int) -> RunFailed:
     what = f"stage {stage}" if stage else "the worker, before its first stage"
     if told.get("state") == "failed":
         return RunFailed(what, textwrap.shorten(str(told.get("error")), LONGEST_REASON, placeholder=" ..."), where)
-    if status < 0:
-        return RunFailed(what, f"the worker was ended by {_signal(-status)}", where)
-    return RunFailed(what, f"the worker ended with status {status} and said no more", where)
+    return RunFailed(what, str(ended), where)
 
 
 def _signal(number: int) -> str:

@@ -126,11 +126,13 @@ class Cache(Section):
 
 
 class Parallel(Section):
-    world_size: int = Field(ge=1, description="processes")
-    cfg: bool = Field(description="the two guidance branches on different processes")
+    world_size: int = Field(ge=1, description="processes: 2 for cfg, times ulysses")
+    cfg: bool = Field(description="the two guidance branches on two processes, always in separate forwards")
     ulysses: int = Field(ge=1, description="processes that share one sequence")
     vae: bool = Field(description="decode one clip on all processes")
-    master_port: int = Field(ge=1, le=65535, description="port where the processes find each other")
+    nodes: int = Field(ge=1, description="machines that share the processes; with several, launch=print")
+    master_addr: Text | None = Field(description="name or address of the first machine; null: this one's name")
+    master_port: int = Field(ge=1, le=65535, description="port where the processes find each other; another if taken")
 
 
 class Hardware(Section):
@@ -167,7 +169,9 @@ class Config(Section):
     seed: int = Field(ge=0, lt=2**63, description="of all noise, together with a prompt's place in its list")
     output: Text = Field(description="folder of the runs; .store in it holds what they share")
     show: Literal["plan", "estimate"] | None = Field(description="plan: show what would run and stop there")
-    launch: Literal["print"] | None = Field(description="print: show the launch line and stop there")
+    launch: Literal["print"] | None = Field(
+        description="print: write the run folder, show what to type to start it, and stop there"
+    )
     until: Text | None = Field(description="the last stage to run")
     redo: Stages = Field(description="stage, or list of stages, to make again although stored, and what builds on them")
     prompts: PromptsSection
@@ -186,7 +190,6 @@ class Config(Section):
 # A key whose feature does not exist yet is refused, never ignored: the values that do exist, by key.
 AVAILABLE: dict[str, tuple[Any, ...]] = {
     "show": (None, "plan"),
-    "launch": (None,),
     "quant.scheme": ("none", "w8a8"),
     "cache.policy": ("none",),
     "cache.config": (None,),
@@ -197,8 +200,6 @@ AVAILABLE: dict[str, tuple[Any, ...]] = {
     "sampler.monte_carlo_iters": (None,),
     "sampler.videos_path": (None,),
     "sampler.save_dir": (None,),
-    "parallel.world_size": (1,),
-    "parallel.cfg": (False,),
     "parallel.ulysses": (1,),
     "parallel.vae": (False,),
     "hardware.device": ("cpu", "cuda"),

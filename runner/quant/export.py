@@ -182,6 +182,8 @@ def _find_description(path: Path) -> Path:
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such file or folder")
     found = sorted(path.glob("quant_model_description_*.json"))
+    # What is named by rank besides is the same once more.
+    found = [file for file in found if not re.search(r"_\d+$", file.stem)] or found
     if not found:
         raise FileNotFoundError(f"{path}: holds no quant_model_description_*.json")
     if len(found) > 1:

@@ -18,6 +18,7 @@ from runner.bench import Context
 from runner.block_times import BlockTimes
 from runner.durable import finish, unfinished
 from runner.generation import Clock, forwards, generate, save_part
+from runner.parallel.cfg import content, mirrored
 from runner.quant.calib_data import replay, write_calib_data
 from runner.recording import Calls, Recording, Steps, Trajectory
 from runner.statistics import LinearStatistics
@@ -105,11 +106,12 @@ def _run_batch(
         steps = stack.enter_context(Steps(pipeline))
         record = "calibration" in batch[0].roles
         if record:
-            statistics = stack.enter_context(LinearStatistics(pipeline.transformer, steps))
+            statistics = stack.enter_context(mirrored(LinearStatistics, pipeline.transformer, steps))
             stack.enter_context(Calls(pipeline.transformer, steps, drafts[0]))
         if batch[0].roles != ["text"]:
             Trajectory(steps, drafts[0])
-            stack.enter_context(times.watch(steps))  # the last, so that no other hook is timed
+            # The last, so that no other hook is timed.
+            stack.enter_context(content(times.watch(steps), pipeline.transformer))
         generation = generate(
             pipeline, context.config, [p.prompt for p in batch], [p.seed for p in batch], context.hardware, on_step
         )

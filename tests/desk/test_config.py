@@ -156,11 +156,10 @@ def test_value_out_of_bounds(checked, argument, says):
 @pytest.mark.parametrize(
     "argument",
     [
-        "show=estimate", "launch=print", "quant.scheme=w8a8_dynamic",
+        "show=estimate", "quant.scheme=w8a8_dynamic",
         "cache.policy=dit", "cache.config=a.json", "cache.ratio=1.3", "cache.save_path=a.json",
         "sampler.search=restep", "sampler.neighbour_type=uniform",
         "sampler.monte_carlo_iters=5", "sampler.videos_path=videos", "sampler.save_dir=there",
-        "parallel.world_size=2", "parallel.cfg=true",
         "parallel.ulysses=2", "parallel.vae=true", "hardware.device=npu", "hardware.device=gcu",
     ],
 )  # fmt: skip
@@ -175,11 +174,34 @@ def test_what_a_later_version_brings_is_refused_by_name(checked, argument):
     [
         ("hardware=npu", {"hardware.device"}),
         ("hardware=gcu", {"hardware.device"}),
-        ("parallel=cfg2", {"parallel.world_size", "parallel.cfg"}),
     ],
 )
 def test_later_group_members(checked, group, refused):
     assert refusal(checked, group).keys() == refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "key", "says"),
+    [
+        (["parallel.world_size=2"], "parallel.world_size", "expected 1: parallel.cfg takes 1, parallel.ulysses 1"),
+        (["parallel.cfg=true"], "parallel.world_size", "expected 2: parallel.cfg takes 2, parallel.ulysses 1"),
+        (["parallel=cfg2", "sampler.guidance_scale=1"], "parallel.cfg", "without guidance there is one branch"),
+        (["parallel=cfg2", "sampler.guidance_batch=joint"], "sampler.guidance_batch", "expected separate"),
+        (["parallel=cfg2", "parallel.nodes=2"], "parallel.nodes", "launch=print shows what to type"),
+        (["parallel=cfg2", "parallel.nodes=3", "launch=print"], "parallel.nodes", "a divisor of parallel.world_size"),
+    ],
+)
+def test_processes_that_do_not_fit_together(checked, arguments, key, says):
+    found = refusal(checked, *arguments)
+    assert list(found) == [key] and says in found[key]
+
+
+def test_branches_on_two_processes_are_separate_forwards(checked):
+    found = checked("parallel=cfg2")
+    assert found.config["sampler"]["guidance_batch"] == "separate"
+    assert found.origin["sampler.guidance_batch"] == "parallel.cfg"
+    assert checked().config["sampler"]["guidance_batch"] == "joint"
+    assert checked("parallel=cfg2", "sampler.guidance_batch=separate").config == found.config
 
 
 def test_the_launch_environment_of_the_guides_is_a_group():

@@ -28,7 +28,7 @@ EVERYTHING = {
     "model.clean_caption": False, "model.enable_tiling": True, "model.tile_overlap_factor": 0.5,
     "model.save_memory": True, "sampler.sample_method": "DDIM", "sampler.num_sampling_steps": 4,
     "sampler.guidance_scale": 2.0, "sampler.guidance_batch": "separate", "sampler.noise": "path",
-    "hardware.device": "cuda", "parallel.world_size": 2, "parallel.cfg": True, "parallel.ulysses": 2,
+    "hardware.device": "cuda", "parallel.ulysses": 2,
     "parallel.vae": True, "dump.format": "pth", "prompts.text": ["other"], "prompts.calibration": ["other"],
 }  # fmt: skip
 FROM_CALIBRATE = {"quant.observer": "mse", "quant.include": ["*to_q"], "quant.exclude": []}
@@ -42,7 +42,8 @@ NOTHING = {
     "model.revision": "main", "model.cache_dir": "/c", "model.keep_float": [], "quant.percentile": 99.0,
     "quant.folder": "/q", "cache.ratio": 1.3, "cache.save_path": "/c", "sampler.neighbour_type": "uniform",
     "sampler.monte_carlo_iters": 3, "sampler.videos_path": "/v", "recording.steps": 50,
-    "sampler.save_dir": "/s", "parallel.master_port": 1, "hardware.env": {"A": "1"}, "dump.folder": "/d",
+    "sampler.save_dir": "/s", "parallel.world_size": 2, "parallel.cfg": True, "parallel.nodes": 2,
+    "parallel.master_addr": "here", "parallel.master_port": 1, "hardware.env": {"A": "1"}, "dump.folder": "/d",
     "sample.folder": "/s", "timing.warmup": 3, "timing.repeats": 9,
 }  # fmt: skip
 EXPECTED = [

@@ -1,0 +1,59 @@
+"""How the processes of one run meet and talk: messages of Python objects and host tensors, over gloo.
+
+What goes over it is small (latents and predictions, a few megabytes a step), so it goes through the host on every
+device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from runner.parallel import PeerLost
+
+# A rank waits as long as the leader works alone; one that has died closes its connection and is noticed at once.
+PATIENCE = timedelta(days=30)
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Meet the other processes where the environment says (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE)."""
+    dist.init_process_group("gloo", timeout=PATIENCE)
+    yield
+    dist.destroy_process_group()  # after a failure the end of the process does it
+
+
+def rank() -> int:
+    """This process's number; 0 leads, and is what a process alone is."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def size() -> int:
+    """How many processes the run has."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def send(message: Any, to: int) -> None:
+    """Send anything that can be pickled; PeerLost if the other is gone."""
+    with _lost(to):
+        dist.send_object_list([message], to)
+
+
+def receive(source: int) -> Any:
+    """The next message of a process, waiting for it; PeerLost if the other is gone."""
+    box: list[Any] = [None]
+    with _lost(source):
+        dist.recv_object_list(box, source)
+    return box[0]
+
+
+@contextmanager
+def _lost(peer: int) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:  # gloo has no narrower kind
+        raise PeerLost(f"rank {peer} is gone ({str(error).splitlines()[0]})") from error
