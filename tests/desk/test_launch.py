@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -196,3 +197,52 @@ def test_handlers_are_put_back(worker):
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     launch.launch(worker("pass"), config())
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def parallel(**more):
+    return {"world_size": 2, "nodes": 1, "master_addr": None, "master_port": 29500} | more
+
+
+def test_the_line_for_one_process():
+    found = launch.lines(Path("/runs/a b"), config({"A": "1 2"}) | {"parallel": parallel(world_size=1)})
+    assert found == ["env 'A=1 2' python -m runner.worker '/runs/a b'"]
+
+
+def test_the_lines_for_several_machines():
+    found = launch.lines(Path("/runs/a"), config() | {"parallel": parallel(nodes=2, master_addr="first")})
+    assert found == [
+        f"python -m torch.distributed.run --nnodes=2 --node-rank={node} --nproc-per-node=1 --master-addr=first "
+        "--master-port=29500 -m runner.worker /runs/a"
+        for node in (0, 1)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("status", "ranks", "says"),
+    [
+        (-9, {}, "the worker was ended by SIGKILL"),
+        (3, {}, "the worker ended with status 3"),
+        (1, {"0": -15, "1": -9}, "rank 1 was ended by SIGKILL"),  # the launcher has ended rank 0
+        (1, {"0": 1, "1": -11}, "rank 1 was ended by SIGSEGV"),
+        (1, {"0": -15, "1": 3}, "rank 1 ended with status 3"),
+    ],
+)
+def test_the_rank_that_ended_first_is_named(status, ranks, says):
+    assert str(launch._Ended(status, ranks)).startswith(says)
+
+
+def test_a_port_in_use_is_not_taken():
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        held.listen()
+        taken = held.getsockname()[1]
+        assert launch._port(taken) not in (taken, 0)
+    assert launch._port(taken) == taken
+
+
+def test_ranks_are_for_work_only(worker):
+    """Where all is reused, one process links the artifacts."""
+    run = worker("(run / 'size').write_text(os.environ['WORLD_SIZE'] + ' ' + str(len(sys.argv)))")
+    (run / "plan.json").write_text('{"stages": [{"action": "reuse"}, {"action": "skip"}]}')
+    launch.launch(run, config() | {"parallel": parallel()})
+    assert (run / "size").read_text() == "1 2"
