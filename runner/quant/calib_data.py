@@ -86,7 +86,7 @@ def _call(record: Any, signature: inspect.Signature, file: Path, number: int) ->
 def _replay_batch(batch: list[dict[str, Any]], transformer: nn.Module, folder: Path) -> None:
     (folder / "calls").mkdir()
     parameter = next(transformer.parameters())
-    steps: Any = SimpleNamespace(position=0)
+    steps: Any = SimpleNamespace(position=0, call=0)
     with LinearStatistics(transformer, steps) as statistics, torch.inference_mode():
         for position, call in enumerate(batch):
             steps.position = position
