@@ -64,16 +64,12 @@ def generate(
         return tensors
 
     arguments: dict[str, Any] = {
+        **model,  # what the pipeline has an argument of the same name for
         "prompt": [apply_template(model, prompt) for prompt in prompts],
-        "negative_prompt": [model["negative_prompt"]] * len(prompts),
-        "num_frames": model["num_frames"],
-        "height": model["height"],
-        "width": model["width"],
+        "negative_prompt": [model.get("negative_prompt", "")] * len(prompts),
         "num_inference_steps": sampler["num_sampling_steps"],
         "guidance_scale": sampler["guidance_scale"],
         "guidance_batch": sampler["guidance_batch"],
-        "max_sequence_length": model["max_sequence_length"],
-        "clean_caption": model["clean_caption"],
         "generator": generators if len(generators) > 1 else generators[0],
         "output_type": "np",
         "callback_on_step_end": end_of_step,

@@ -14,8 +14,8 @@ from runner.desk.recipes import PACKAGE
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = PACKAGE / "embedded" / "weights"
-PARTS = ("vae", "text_encoder")
-WEIGHT_FILES = (".json", ".safetensors", ".ckpt", ".bin", ".model")
+PARTS = ("vae", "text_encoder", "vae2d", "vae3d")  # beside the transformer, of any architecture
+WEIGHT_FILES = (".json", ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".model")
 
 
 @dataclass(frozen=True)
@@ -53,17 +53,21 @@ def faults(checkpoint: Checkpoint, architecture: str) -> list[Fault]:
         return [Fault(key, f"this installation lacks its weights, {folder}", EMBEDDED)]
     if not folder.is_dir():
         return [Fault(key, f"there is no folder {folder} (a hub id needs model.revision, too)")]
-    rules = import_module(f"runner.model.{architecture}.rules")
-    return [Fault(key, sentence) for sentence in rules.checkpoint_faults(folder)]
+    return [Fault(key, sentence) for sentence in rules_of({"name": architecture}).checkpoint_faults(folder)]
+
+
+def rules_of(model: Mapping[str, Any]) -> Any:
+    """The rules of a model section's architecture: a module without torch."""
+    return import_module(f"runner.model.{model['name']}.rules")
 
 
 def components(model: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, str], list[Fault]]:
-    """Where the VAE and the text encoder are, absolute folders or hub ids, and what is missing of them."""
-    rules = import_module(f"runner.model.{model['name']}.rules")
+    """Where the parts beside the transformer are, absolute folders or hub ids, and what is missing of them."""
+    rules = rules_of(model)
     places = rules.components(model, checkpoint.folder)
     found: dict[str, str] = {}
     faults: list[Fault] = []
-    for part in PARTS:
+    for part in dict.fromkeys([*rules.PARTS, *places]):
         place, named = places.get(part), model.get(part) is not None
         if place is None and checkpoint.folder is not None:
             faults.append(
@@ -81,17 +85,14 @@ def components(model: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[dict[s
 
 
 def weight_files(config: Mapping[str, Any]) -> dict[str, Path | str]:
-    """The weights of a resolved configuration: each file of the three parts, by a name that says nothing of places.
+    """The weights of a resolved configuration: each file of each part, by a name that says nothing of places.
 
     A hub id, with its revision, stands for itself.
     """
     model = config["model"]
     found: dict[str, Path | str] = {}
-    for part, place in (
-        ("transformer", model["checkpoint"]),
-        ("vae", model["vae"]),
-        ("text_encoder", model["text_encoder"]),
-    ):
+    for part in ("transformer", *rules_of(model).PARTS):
+        place = model["checkpoint" if part == "transformer" else part]
         if place is None or not os.path.isabs(place):
             found[part] = f"{place}@{model['revision']}"
             continue
@@ -99,3 +100,10 @@ def weight_files(config: Mapping[str, Any]) -> dict[str, Path | str]:
             if file.suffix in WEIGHT_FILES and file.is_file():
                 found[f"{part}/{file.name}"] = file
     return found
+
+
+def reference_files(config: Mapping[str, Any]) -> list[Path]:
+    """The images and videos that the prompts of a resolved configuration name, if its model takes any."""
+    rules, prompts = rules_of(config["model"]), config["prompts"]
+    texts = [text for name in ("text", "calibration", "verification") for text in prompts.get(name) or ()]
+    return list(dict.fromkeys(rules.files(texts))) if hasattr(rules, "files") else []

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module, metadata
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +16,8 @@ from runner.desk import checkpoints
 from runner.desk.checkpoints import Checkpoint
 from runner.desk.faults import Fault, Refused, nearest, nearest_key, spell
 from runner.desk.graph import STAGES
-from runner.desk.precedence import DEFAULTS, MISSING, Explicit, checkpoint_defaults, leaves
-from runner.desk.schema import AVAILABLE, Config, keys
+from runner.desk.precedence import DEFAULTS, IN_PLACE_OF, MISSING, Explicit, checkpoint_defaults, leaves
+from runner.desk.schema import AVAILABLE, Config, architectures, keys
 from runner.parallel import rules as parallel
 
 if TYPE_CHECKING:
@@ -47,7 +47,11 @@ def check(composed: DictConfig, explicitly: Explicit) -> Checked:
 
     checkpoint = _checkpoint(composed)
     wanted = checkpoint_defaults(checkpoint.folder) if checkpoint and checkpoint.folder else {}
-    taken = {key: value for key, value in wanted.items() if key not in explicitly}
+    taken = {
+        key: value
+        for key, value in wanted.items()
+        if not any(said in explicitly for said in (key, *IN_PLACE_OF.get(key, ())))
+    }
     merged = OmegaConf.create(OmegaConf.to_container(composed))
     for key, value in taken.items():
         OmegaConf.update(merged, key, value, merge=False)
@@ -105,7 +109,9 @@ def _by_schema(config: Mapping[str, Any], demanded: Sequence[str]) -> list[Fault
 
 def _translate(detail: ErrorDetails) -> Fault:
     """pydantic's finding in this project's words."""
-    key, value, context = ".".join(map(str, detail["loc"])), detail["input"], detail.get("ctx", {})
+    place, value, context = list(detail["loc"]), detail["input"], detail.get("ctx", {})
+    architecture = str(place.pop(1)) if place[0] == "model" and len(place) > 2 else None  # pydantic says which, too
+    key = ".".join(str(part) for part in place if part not in ("int", "str"))  # and which of several types
     kinds = {
         "int_type": "a whole number",
         "int_from_float": "a whole number",
@@ -126,8 +132,16 @@ def _translate(detail: ErrorDetails) -> Fault:
         "less_than_equal": "at most",
     }
     kind = detail["type"]
+    if kind == "union_tag_not_found":
+        return Fault("model.name", "has no value, and needs one")
+    if kind == "union_tag_invalid":
+        expected = f"expected {' or '.join(architectures())}"
+        return Fault("model.name", expected, context["tag"], nearest(str(context["tag"]), architectures()))
+    if kind == "extra_forbidden" and key in keys():
+        others = [name for name in architectures() if key in keys(name)]
+        return Fault(key, f"{architecture} has no such key ({', '.join(others)} has)")
     if kind == "extra_forbidden":
-        return Fault(key, "there is no such key", meant=nearest_key(key, [*keys(), *Config.model_fields]))
+        return Fault(key, "there is no such key", meant=nearest_key(key, [*keys(architecture), *Config.model_fields]))
     if kind == "missing":
         return Fault(key, "has no value, and needs one")
     if kind == "literal_error":
@@ -166,7 +180,6 @@ def _between(
         if values.get(name) is not None:
             # Hydra makes the run folder below `output` as it stands, so ~ in it is no home folder here either.
             values[name] = os.path.abspath(values[name] if key == "output" else os.path.expanduser(values[name]))
-    yield from _prompts(config, good)
     if good("dump.from") and (file := config["dump"]["from"]) is not None and not os.path.isfile(file):
         yield Fault("dump.from", "there is no such file", file)
     for name in ("lpips", "clip"):
@@ -177,29 +190,33 @@ def _between(
     if not any(key.partition(".")[0] in ("parallel", "sampler", "launch") for key in wrong):
         joint = config["sampler"]["guidance_batch"] == "joint" and "sampler.guidance_batch" in explicitly
         yield from itertools.starmap(Fault, parallel.faults(config, joint))
-    if not any(key.startswith("sampler") for key in wrong):
-        yield from _sampler(config["sampler"], explicitly)
     if good("hardware.device") and config["hardware"]["device"] == "cuda" and (reason := _no_cuda()):
         yield Fault("hardware.device", reason, "cuda")
     if not good("model", "model.name"):
         return
     model = config["model"]
-    rules = import_module(f"runner.model.{model['name']}.rules")
-    for name, sentence in rules.faults({name: value for name, value in model.items() if good(f"model.{name}")}):
-        yield Fault(f"model.{name}", sentence, model[name])
+    rules = checkpoints.rules_of(model)
+    if not any(key.startswith("sampler") for key in wrong):
+        yield from _sampler(config["sampler"], rules.SAMPLE_METHODS, explicitly)
+    found = list(rules.faults({name: value for name, value in model.items() if good(f"model.{name}")}))
+    yield from (Fault(f"model.{name}", sentence, model[name]) for name, sentence in found)
+    if not found and not any(key.startswith("model.") for key in wrong):
+        model |= rules.settled(model)
+    yield from _prompts(config, good, {name: value for name, value in model.items() if good(f"model.{name}")})
     if checkpoint is None or not good("model.checkpoint"):
         return
-    if found := checkpoints.faults(checkpoint, model["name"]):
-        yield from found
+    if unusable := checkpoints.faults(checkpoint, model["name"]):
+        yield from unusable
         return
     model["checkpoint"] = checkpoint.path
-    if good("model.vae", "model.text_encoder"):
-        places, found = checkpoints.components(model, checkpoint)
+    if good(*(f"model.{part}" for part in rules.PARTS)):
+        places, missing = checkpoints.components(model, checkpoint)
         model |= places
-        yield from found
+        yield from missing
 
 
-def _prompts(config: dict[str, Any], good: Any) -> Iterator[Fault]:
+def _prompts(config: dict[str, Any], good: Any, model: Mapping[str, Any]) -> Iterator[Fault]:
+    """Prompts as lists, and in those of text what they are given beside words."""
     if not good("prompts"):
         return
     prompts = config["prompts"]
@@ -228,6 +245,21 @@ def _prompts(config: dict[str, Any], good: Any) -> Iterator[Fault]:
             prompts[name] = prompts["text"]
         elif good("prompts.calibration"):
             prompts[name] = prompts["calibration"][-1:]
+        if name == "text" and isinstance(prompts[name], list) and prompts[name]:
+            yield from _references(prompts, good, model)
+
+
+def _references(prompts: dict[str, Any], good: Any, model: Mapping[str, Any]) -> Iterator[Fault]:
+    """Have each prompt of text say which images and videos go with it, and how."""
+    names, rules = ("references", "mask_strategy"), checkpoints.rules_of(model)
+    given = [prompts[name] for name in names]
+    if not hasattr(rules, "with_references"):
+        for name, value in zip(names, given, strict=True):
+            if value is not None:
+                yield Fault(f"prompts.{name}", f"{model['name']} is given words alone", value)
+    elif good(*(f"prompts.{name}" for name in names)):
+        prompts["text"], found = rules.with_references(prompts["text"], *given, model)
+        yield from (Fault(f"prompts.{name}", sentence) for name, sentence in found)
 
 
 def _stage_names(config: Mapping[str, Any], good: Any) -> Iterator[Fault]:
@@ -239,14 +271,13 @@ def _stage_names(config: Mapping[str, Any], good: Any) -> Iterator[Fault]:
                 yield Fault(key, f"expected {' or '.join(names)}", name, nearest(name, names))
 
 
-def _sampler(sampler: dict[str, Any], explicitly: Explicit) -> Iterator[Fault]:
+def _sampler(sampler: dict[str, Any], methods: Sequence[str], explicitly: Explicit) -> Iterator[Fault]:
     from runner.sampler import rules
-    from runner.sampler.methods import SAMPLE_METHODS
 
     method = sampler["sample_method"]
-    if method not in SAMPLE_METHODS:
-        expected = f"expected one of {', '.join(SAMPLE_METHODS)}"
-        yield Fault("sampler.sample_method", expected, method, nearest(method, SAMPLE_METHODS))
+    if method not in methods:
+        expected = f"expected {'one of ' if len(methods) > 1 else ''}{', '.join(methods)}"
+        yield Fault("sampler.sample_method", expected, method, nearest(method, methods))
         return
     for name, sentence, value in rules.faults(sampler, "sampler.num_sampling_steps" in explicitly):
         yield Fault(f"sampler.{name}", sentence, value)

@@ -14,8 +14,10 @@ Config = Mapping[str, Any]
 SNR_CALLS = 4  # recorded calls of a prompt that quantize measures layers on; a test holds its stage to this number
 
 
-def forwards(sampler: Mapping[str, Any]) -> int:
-    """How often one generation calls the transformer: the solver's evaluations, twice where each branch has its own."""
+def forwards(config: Config) -> int:
+    """How often one generation calls the transformer: the solver's evaluations, twice where each branch has its own,
+    and all of it for each clip that a video is joined of (model.loop)."""
+    sampler, clips = config["sampler"], config["model"].get("loop", 1)
     steps, method = sampler["num_sampling_steps"], sampler["sample_method"]
     evaluations = {
         "HeunDiscrete": 2 * steps - 1,
@@ -23,7 +25,7 @@ def forwards(sampler: Mapping[str, Any]) -> int:
         "PNDM": steps + 9,
     }.get(method, steps)
     guided = sampler["guidance_scale"] > 1 and sampler["guidance_batch"] == "separate"
-    return evaluations * (2 if guided else 1)
+    return clips * evaluations * (2 if guided else 1)
 
 
 def to_replay(config: Config) -> int:
@@ -36,7 +38,7 @@ def to_measure_layers(config: Config) -> int:
     """Of quantize: the float model, on some recorded calls of each prompt. Of a file of the user's own, at most all."""
     if config["dump"]["from"] is not None:
         return to_replay(config)
-    calls = forwards(config["sampler"])
+    calls = forwards(config)
     return len(config["prompts"]["calibration"]) * math.ceil(calls / max(1, calls // SNR_CALLS))
 
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 from runner.desk import earlier
 from runner.desk.asked import as_asked
-from runner.desk.checkpoints import weight_files
+from runner.desk.checkpoints import reference_files, weight_files
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.forwards import forwards, to_measure_layers, to_measure_samples, to_replay
 from runner.desk.store import NOT_STORED, Store
@@ -27,7 +27,9 @@ from runner.sampler import schedules
 # beside the results. A test holds that every key of the schema is either here or in some stage's `fields`.
 NO_RESULT = (
     "name", "output", "show", "launch", "until", "redo", "model.checkpoint", "model.revision", "model.cache_dir",
-    "model.vae", "model.text_encoder", "model.keep_float", "quant.folder", "cache.save_path",
+    "model.vae", "model.text_encoder", "model.vae2d", "model.vae3d", "model.checkpoint_pin", "model.text_encoder_pin",
+    "model.vae2d_pin", "model.vae3d_pin", "model.tables", "model.resolution", "model.aspect_ratio",  # the size counts
+    "model.keep_float", "quant.folder", "cache.save_path",
     "sampler.neighbour_type", "sampler.monte_carlo_iters", "sampler.videos_path", "sampler.save_dir", "cache.ratio",
     "parallel.world_size", "parallel.cfg", "parallel.nodes", "parallel.master_addr", "parallel.master_port",
     "hardware.env", "dump.folder", "sample.folder", "timing.warmup", "timing.repeats",
@@ -38,7 +40,9 @@ GENERATION = (
     "seed", "model.name", "model.ae", "model.model_type", "model.dtype", "model.num_frames", "model.height",
     "model.width", "model.fps", "model.batch_size", "model.max_sequence_length", "model.template",
     "model.negative_prompt", "model.clean_caption", "model.enable_tiling", "model.tile_overlap_factor",
-    "model.save_memory", "sampler.sample_method", "sampler.num_sampling_steps", "sampler.guidance_scale",
+    "model.save_memory", "model.aes", "model.flow", "model.camera_motion", "model.loop", "model.condition_frame_length",
+    "model.condition_frame_edit", "model.align", "model.micro_batch_size", "model.micro_frame_size",
+    "sampler.sample_method", "sampler.num_sampling_steps", "sampler.guidance_scale",
     "sampler.guidance_batch", "sampler.schedule", "sampler.noise",
     "recording.steps", "hardware.device", "parallel.ulysses", "parallel.vae",
 )  # fmt: skip
@@ -211,7 +215,7 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
         lineage = {
             "stage": does,
             "version": stage.version,
-            "fields": {key: _field(seen, key, fingerprints) for key in stage.fields},
+            "fields": {key: _field(seen, key, fingerprints) for key in stage.fields if has(seen, key)},
             "prompts": stage.prompts(config),
             "builds_on": {name: planned[name].key for name in needs},
             **inputs,
@@ -228,13 +232,19 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
             found,
             stage.writes,
             needs,
-            clips * forwards(seen["sampler"]) + stage.beside(seen),
+            clips * forwards(seen) + stage.beside(seen),
             stage.at_most(seen),
             sets,
             lineage,
             clips=clips,
         )
     return as_asked(list(planned.values()), config["until"], config["redo"])
+
+
+def has(config: Config, key: str) -> bool:
+    """Whether the configuration has this full key: each architecture has some of its own."""
+    section, _, name = key.rpartition(".")
+    return not section or name in config[section]
 
 
 def value(config: Config, key: str) -> Any:
@@ -269,7 +279,10 @@ def _inputs(config: Config, fingerprints: Fingerprints) -> dict[str, Any]:
         name: fingerprints.sha256(file) if isinstance(file, Path) else file
         for name, file in weight_files(config).items()
     }
-    return {"weights": weights, "torch": torch_release()}
+    inputs: dict[str, Any] = {"weights": weights, "torch": torch_release()}
+    if references := reference_files(config):
+        inputs["references"] = [fingerprints.sha256(file) for file in references]
+    return inputs
 
 
 def torch_release() -> str:

@@ -273,7 +273,7 @@ def _not_yet(found: Imported) -> Iterator[str]:
             yield f"{group}={member}"
     settled = {"hardware.device": found.groups["hardware"], **found.keys}
     for key, value in settled.items():
-        known = field(key)
+        known = field(key, found.groups.get("model"))
         if known is None:
             yield f"{key}={spell(value)}: there is no such key"
         elif key in AVAILABLE and value not in AVAILABLE[key]:

@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from runner.desk import recipes
+from runner.desk.checkpoints import rules_of
 from runner.desk.faults import spell
 from runner.desk.graph import STAGES
 from runner.desk.precedence import defaults
-from runner.desk.schema import AVAILABLE, Config, field
-from runner.sampler.methods import SAMPLE_METHODS
+from runner.desk.schema import AVAILABLE, Config, architectures, field
 
 OPTIONS = ("--help", "--cfg", "--info", "--multirun", "--resolve", "--package")
 # What stands in a recipe for a value that comes from elsewhere: it must be given, or it is another key's.
@@ -39,7 +39,10 @@ def choices(key: str) -> list[Any]:
     if key in ("until", "redo"):
         return [stage.name for stage in STAGES]
     if key == "sampler.sample_method":
-        return list(SAMPLE_METHODS)
+        methods = (rules_of({"name": name}).SAMPLE_METHODS for name in architectures())
+        return list(dict.fromkeys(method for some in methods for method in some))
+    if key == "model.name":
+        return list(architectures())
     found = field(key)
     return _listed(found.annotation) if found else []
 
@@ -77,6 +80,17 @@ def complete(commands: Sequence[str]) -> bool:
     return line.split()[-1:] != [] and line.split()[-1].startswith("-") and not line.endswith(" ")
 
 
+def _either(kinds: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The properties that any of several sections has; of one that they have in common, each form."""
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        for name, entry in kind["properties"].items():
+            known = found.setdefault(name, entry)
+            if {**known, "description": ""} != {**entry, "description": ""}:
+                found[name] = {"description": known["description"], "anyOf": [known, entry]}
+    return found
+
+
 def editor_schema() -> dict[str, Any]:
     """JSON schema of a recipe's YAML: the keys that are there, their types and meanings, the defaults list."""
     whole = Config.model_json_schema()
@@ -88,6 +102,10 @@ def editor_schema() -> dict[str, Any]:
             key = prefix + name
             if "$ref" in entry:
                 properties[name] = section(sections[entry["$ref"].rpartition("/")[2]], f"{key}.")
+                continue
+            if "discriminator" in entry:  # a section of each architecture
+                kinds = [sections[one["$ref"].rpartition("/")[2]] for one in entry["oneOf"]]
+                properties[name] = section({"properties": _either(kinds)}, f"{key}.")
                 continue
             kept = {word: value for word, value in entry.items() if word not in ("title", "description")}
             listed = {"enum": choices(key)} if choices(key) and key != "redo" else kept

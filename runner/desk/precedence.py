@@ -18,6 +18,8 @@ MISSING = "???"  # OmegaConf's mark of a value that must be given
 NAMING = {"model": "model.name", "quant": "quant.scheme", "cache": "cache.policy", "hardware": "hardware.device"}
 # What a checkpoint knows about itself. Where and on what it runs is not for it to say.
 CHECKPOINT_SECTIONS = ("seed", "prompts", "model", "sampler", "quant", "cache", "dump", "sample", "timing")
+# A checkpoint's value of these does not hold where the others are set on purpose: both say how large a clip is.
+IN_PLACE_OF = dict.fromkeys(("model.height", "model.width"), ("model.resolution", "model.aspect_ratio"))
 NOT_CHECKPOINTS = ("model.name", "model.checkpoint", "model.revision", "model.cache_dir")
 
 
@@ -116,6 +118,10 @@ def defaults() -> dict[str, Any]:
             everywhere = "@package _global_" in path.read_text(encoding="utf-8").splitlines()[0]
             tree = read_yaml(path)
             found |= leaves(tree if everywhere else {group: tree})
+    # Keys that other models alone have, by their own members.
+    for path in sorted((conf / "model").glob("*.yaml")):
+        others = leaves({"model": read_yaml(path).get("model", {})})
+        found |= {key: value for key, value in others if key not in found}
     return found
 
 

@@ -6,13 +6,14 @@ groups, about files, or of one model) are in config.py and in the model's rules.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_origin
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-Text = Annotated[str, Field(min_length=1)]
+from runner.desk.models import OSP12, OpenSora12, Section, Text
 
 
 def _prompts(value: Any) -> Any:
@@ -38,10 +39,25 @@ Prompts = Annotated[Any, AfterValidator(_prompts), WithJsonSchema(TEXTS)]
 Stages = Annotated[Any, AfterValidator(_stages), WithJsonSchema(TEXTS)]
 
 
-class Section(BaseModel):
-    """A strict section: no key may be missing, none may be new, and "1" is no number."""
+def _references(value: Any) -> Any:
+    if (
+        value is None
+        or isinstance(value, str)
+        or (isinstance(value, list) and value and all(place is None or isinstance(place, str) for place in value))
+    ):
+        return value
+    raise PydanticCustomError("references", "expected a file, or a list of one for each prompt")
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+
+def _strategies(value: Any) -> Any:
+    if value is None or isinstance(value, str) or (isinstance(value, list) and value):
+        return value
+    raise PydanticCustomError("strategies", "expected a mask strategy, or a list of one for each prompt")
+
+
+References = Annotated[Any, AfterValidator(_references), WithJsonSchema(TEXTS)]
+PLANS: dict[str, Any] = {"anyOf": [{"type": "string"}, {"type": "array"}, {"type": "null"}]}
+Strategies = Annotated[Any, AfterValidator(_strategies), WithJsonSchema(PLANS)]
 
 
 class PromptsSection(Section):
@@ -52,39 +68,20 @@ class PromptsSection(Section):
     verification: Prompts = Field(
         description="what a search checks its answer on, with seeds of its own; null: the last one of calibration"
     )
+    references: References = Field(
+        description="files that the videos of text begin with, go on from or end with: one place for all, or a list of "
+        "one for each prompt; several files of a prompt are joined by ;"
+    )
+    mask_strategy: Strategies = Field(
+        description="which frames references are given for, as loop,reference,reference start,target start,length,edit "
+        "ratio;... or as a list of such keys; one for all prompts, or a list of one for each"
+    )
 
 
 class RecordingSection(Section):
     steps: int = Field(
         ge=2, le=1000, description="steps of the run that a schedule is searched in, and that noise=path follows"
     )
-
-
-class Model(Section):
-    name: Literal["osp12"] = Field(description="the architecture: a folder of runner/model")
-    checkpoint: Text = Field(description="folder with the transformer's config.json, a hub id, or embedded")
-    revision: Text | None = Field(description="revision of a hub id; a checkpoint is taken for a hub id only with one")
-    cache_dir: Text | None = Field(description="folder for what is downloaded from the hub")
-    ae: Text = Field(description="which autoencoder the latents belong to")
-    vae: Text | None = Field(description="folder of the autoencoder; null: vae in the checkpoint or beside it")
-    text_encoder: Text | None = Field(
-        description="folder or hub id; null: text_encoder in the checkpoint or beside it, else the released one"
-    )
-    model_type: Text = Field(description="dit, the only type there is")
-    dtype: Literal["bf16", "fp16", "fp32"] = Field(description="what weights and activations are computed in")
-    num_frames: int = Field(ge=1, description="frames of a clip")
-    height: int = Field(ge=16, description="pixels")
-    width: int = Field(ge=16, description="pixels")
-    fps: int = Field(ge=1, le=240, description="frames a second of the saved videos")
-    batch_size: int = Field(ge=1, description="prompts generated at once")
-    max_sequence_length: int = Field(ge=1, description="tokens of a prompt; more are cut off")
-    template: Text = Field(description="what is put around a prompt: plain, unwatermarked, or your own with {}")
-    negative_prompt: str = Field(description="what guidance leads away from")
-    clean_caption: bool = Field(description="clean prompts the way that the training captions were cleaned")
-    enable_tiling: bool = Field(description="decode in tiles, so that memory does not grow with the clip")
-    tile_overlap_factor: float = Field(ge=0, lt=1, description="share of a tile that it has in common with the next")
-    save_memory: bool = Field(description="smaller tiles: less memory, more time")
-    keep_float: list[Text] = Field(description="linears that are known to suffer from quantization, as name patterns")
 
 
 class Sampler(Section):
@@ -176,7 +173,7 @@ class Config(Section):
     redo: Stages = Field(description="stage, or list of stages, to make again although stored, and what builds on them")
     prompts: PromptsSection
     recording: RecordingSection
-    model: Model
+    model: OSP12 | OpenSora12 = Field(discriminator="name")
     sampler: Sampler
     quant: Quant
     cache: Cache
@@ -206,27 +203,43 @@ AVAILABLE: dict[str, tuple[Any, ...]] = {
 }
 
 
-def keys(section: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
-    """Every full key and its meaning, in the order of the schema."""
+def keys(architecture: str | None = None, section: type[BaseModel] = Config, prefix: str = "") -> dict[str, str]:
+    """Every full key and its meaning, in the order of the schema: of one architecture, or of all."""
     found: dict[str, str] = {}
     for name, field in section.model_fields.items():
         key = prefix + (field.alias or name)
-        kind = field.annotation
-        # Python 3.10 takes dict[str, str] for a type, too.
-        if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
-            found |= keys(kind, f"{key}.")
-        else:
+        inner = list(_sections(field, architecture))
+        for kind in inner:
+            found |= {key: meaning for key, meaning in keys(None, kind, f"{key}.").items() if key not in found}
+        if not inner:
             found[key] = field.description or ""
     return found
 
 
-def field(key: str) -> FieldInfo | None:
-    """What the schema says of a full key; None if there is no such key."""
-    section: Any = Config
-    *sections, name = key.split(".")
-    for part in sections:
-        found = section.model_fields.get(part)
-        if found is None or not isinstance(found.annotation, type) or not issubclass(found.annotation, BaseModel):
-            return None
-        section = found.annotation
-    return next((field for known, field in section.model_fields.items() if name == (field.alias or known)), None)
+def architectures() -> tuple[str, ...]:
+    """The names that model.name may have."""
+    return tuple(map(_name, _sections(Config.model_fields["model"], None)))
+
+
+def field(key: str, architecture: str | None = None) -> FieldInfo | None:
+    """What the schema says of a full key, of an architecture or else the first that has it; None if there is none."""
+    sections: list[type[BaseModel]] = [Config]
+    *parts, name = key.split(".")
+    for part in parts:
+        fields = [section.model_fields[part] for section in sections if part in section.model_fields]
+        sections = [inner for field in fields for inner in _sections(field, architecture)]
+    found = (field for kind in sections for known, field in kind.model_fields.items() if name == (field.alias or known))
+    return next(found, None)
+
+
+def _sections(field: FieldInfo, architecture: str | None) -> Iterator[type[BaseModel]]:
+    """The sections that a field may hold: one, or, of the model, one for each architecture."""
+    for kind in get_args(field.annotation) or [field.annotation]:
+        # Python 3.10 takes dict[str, str] for a type, too.
+        if get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
+            if architecture is None or field.discriminator is None or _name(kind) == architecture:
+                yield kind
+
+
+def _name(kind: type[BaseModel]) -> str:
+    return str(get_args(kind.model_fields["name"].annotation)[0])

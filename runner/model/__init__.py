@@ -33,8 +33,9 @@ def skeleton(model: Mapping[str, Any]) -> Any:
 
 
 def apply_template(model: Mapping[str, Any], prompt: str) -> str:
-    """The prompt as the model's template wraps it (`template`: a name of the room's, or a text with {})."""
-    return _room(model).apply_template(prompt, model["template"])
+    """The prompt as the model's template wraps it (`template`: a name of the room's, or a text with {}), if it has
+    templates."""
+    return _room(model).apply_template(prompt, model["template"]) if "template" in model else prompt
 
 
 def _room(model: Mapping[str, Any]) -> Any:
@@ -42,6 +43,15 @@ def _room(model: Mapping[str, Any]) -> Any:
     if not name.isidentifier() or not (Path(__file__).parent / name).is_dir():
         raise ValueError(f"model.name is {name!r}; there is no runner/model/{name}")
     return import_module(f"{__name__}.{name}")
+
+
+def by_room(module: str, components: Mapping[str, Any]) -> dict[str, Any]:
+    """A pipeline's components, (library, class) by name: those of `module`'s package have the package as library."""
+    room = module.rpartition(".")[0]
+    return {
+        name: (room, entry[1]) if isinstance(entry, tuple | list) and str(entry[0]).startswith(f"{room}.") else entry
+        for name, entry in components.items()
+    }
 
 
 def blocks(pipeline: Any) -> list[str]:

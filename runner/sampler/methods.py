@@ -13,6 +13,6 @@ SAMPLE_METHODS = (
     "DEISMultistep",
 )
 # One evaluation a step, at exactly the timesteps that are given: these follow a schedule, and these are searched for.
-# Rectified flow and flow matching belong here once their models are there.
-SCHEDULED = ("EulerAncestralDiscrete", "EulerDiscrete", "DDIM", "DPMSolverMultistep")
+# RFLOW is Open-Sora 1.2's own.
+SCHEDULED = ("EulerAncestralDiscrete", "EulerDiscrete", "DDIM", "DPMSolverMultistep", "RFLOW")
 NOISY = ("DDPM", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete")  # those that draw noise at every step

@@ -79,3 +79,9 @@ def w8a8(tiny_checkpoint: Path) -> dict[str, Any]:
 def config(w8a8: dict[str, Any]) -> dict[str, Any]:
     """The checked configuration of the main recipe, to alter at will."""
     return copy.deepcopy(w8a8)
+
+
+@pytest.fixture
+def opensora12(tiny_opensora12: Path) -> Check:
+    """`opensora12(*arguments)`: what this command line becomes, on the tiny Open-Sora 1.2."""
+    return lambda *arguments: front_door("model=opensora12", f"model.checkpoint={tiny_opensora12}", *arguments)

@@ -12,7 +12,7 @@ from runner.desk import checkpoints, config
 from runner.desk.faults import Refused
 from runner.desk.precedence import leaves
 from runner.desk.recipes import folder, recipes
-from runner.desk.schema import keys
+from runner.desk.schema import architectures, keys
 from runner.model.osp12.templates import NEGATIVE
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"))
@@ -26,10 +26,13 @@ def refusal(checked, *arguments: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_composes_and_checks(checked, recipe, tiny_checkpoint):
-    run = checked(f"+recipe={recipe}", f"model.checkpoint={tiny_checkpoint}")
+def test_every_recipe_composes_and_checks(checked, recipe, tiny_checkpoint, tiny_opensora12, reference_image):
+    checkpoint = tiny_opensora12 if recipe.startswith("opensora12") else tiny_checkpoint
+    given = [f"prompts.references={reference_image}"] if recipe.endswith("i2v") else []
+    run = checked(f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *given)
     assert run.config["name"] == recipe
-    assert run.config["quant"]["scheme"] == ("none" if recipe == "osp12_float" else "w8a8")
+    assert run.config["model"]["name"] == recipe.partition("_")[0]
+    assert run.config["quant"]["scheme"] == ("w8a8" if recipe.endswith("w8a8") else "none")
 
 
 @pytest.mark.parametrize(
@@ -63,8 +66,11 @@ def test_negative_prompt_is_the_references_to_the_letter(checked):
     assert checked().config["model"]["negative_prompt"] == NEGATIVE.replace("{}", "")
 
 
-def test_every_key_of_the_schema_has_a_value_and_the_other_way_round(checked):
-    assert {key for key, _ in leaves(checked().config)} == set(keys())
+def test_every_key_of_the_schema_has_a_value_and_the_other_way_round(checked, opensora12):
+    assert {key for key, _ in leaves(checked().config)} == set(keys("osp12"))
+    of_model = keys("opensora12")
+    assert {key for key, _ in leaves(opensora12().config)} == set(of_model)
+    assert set(architectures()) == {"osp12", "opensora12"} and set(keys()) == {*keys("osp12"), *of_model}
 
 
 def test_every_key_has_a_meaning():
@@ -237,6 +243,7 @@ def test_prompts_become_a_list(checked, value):
 def test_one_prompt_and_the_checkpoints_own_calibration(checked):
     assert checked("prompts.text=a cat").config["prompts"] == {
         "text": ["a cat"], "calibration": ["a green tree"], "verification": ["a green tree"],
+        "references": None, "mask_strategy": None,
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from runner import worker
 from runner.__main__ import door
 from runner.desk import forwards, launch
 from runner.desk.recipes import folder
+from runner.model.opensora12 import OpenSora12Transformer
 from runner.model.osp12.transformer import OSP12Transformer
 
 RECIPES = sorted(path.stem for path in folder("recipes").glob("*.yaml"))
@@ -35,7 +36,7 @@ def counted(monkeypatch) -> Iterator[Counter[str]]:
         stage = facts.get("stage") or stage
 
     def count(module, args) -> None:
-        found[stage] += isinstance(module, OSP12Transformer)
+        found[stage] += isinstance(module, OSP12Transformer | OpenSora12Transformer)
 
     monkeypatch.setattr(worker, "write_status", enter)
     hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
@@ -65,11 +66,19 @@ def planned() -> dict[str, dict]:
         *((recipe, []) for recipe in RECIPES),
         ("osp12_w8a8", ["sampler.guidance_batch=separate", "sampler.num_sampling_steps=9", "timing.repeats=0"]),
         ("osp12_w8a8", ["sampler.sample_method=HeunDiscrete", "model.batch_size=2"]),
+        ("opensora12_w8a8", ["model.loop=2", "model.num_frames=34", "sampler.guidance_batch=separate"]),
     ],
 )
-def test_planned_forwards_are_the_counted_ones(here, monkeypatch, tiny_checkpoint, recipe, arguments):
+def test_planned_forwards_are_the_counted_ones(
+    here, monkeypatch, tiny_checkpoint, tiny_opensora12, reference_image, recipe, arguments
+):
+    checkpoint = tiny_opensora12 if recipe.startswith("opensora12") else tiny_checkpoint
+    if recipe.endswith("i2v"):
+        arguments = [*arguments, f"prompts.references={reference_image}"]
+    if recipe.endswith("extend"):
+        arguments = [*arguments, "model.num_frames=34"]
     with counted(monkeypatch) as found:
-        assert door([f"+recipe={recipe}", f"model.checkpoint={tiny_checkpoint}", *TINY, *arguments]) == 0
+        assert door([f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *TINY, *arguments]) == 0
     rows = planned()
     assert {name: row["forwards"] for name, row in rows.items() if row["forwards"]} == dict(+found)
     assert not any(row["at_most"] for row in rows.values())

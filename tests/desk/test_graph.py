@@ -22,7 +22,7 @@ ALL = {"dump", "calibrate", "quantize", "sample"}
 
 # Which stages another value of a key makes anew. Written down here once more, so that the table cannot change unseen.
 EVERYTHING = {
-    "seed": 5, "model.name": "other", "model.ae": "other", "model.model_type": "other", "model.dtype": "fp16",
+    "seed": 5, "model.ae": "other", "model.model_type": "other", "model.dtype": "fp16",
     "model.num_frames": 13, "model.height": 64, "model.width": 64, "model.fps": 12, "model.batch_size": 2,
     "model.max_sequence_length": 40, "model.template": "{}", "model.negative_prompt": "other",
     "model.clean_caption": False, "model.enable_tiling": True, "model.tile_overlap_factor": 0.5,
@@ -53,6 +53,16 @@ EXPECTED = [
     *((key, value, {"sample"}) for key, value in SAMPLE_ALONE.items()),
     *((key, value, set()) for key, value in NOTHING.items()),
 ]
+OPENSORA12 = {
+    "model.num_frames": 34, "model.height": 64, "model.width": 64, "model.fps": 12, "model.aes": None,
+    "model.flow": 3.0, "model.camera_motion": "pan left", "model.loop": 2, "model.condition_frame_length": 10,
+    "model.condition_frame_edit": 0.5, "model.align": None, "model.micro_batch_size": 2, "model.micro_frame_size": 8,
+    "model.clean_caption": False,
+}  # fmt: skip
+OPENSORA12_NOTHING = {
+    "model.checkpoint_pin": "1", "model.text_encoder_pin": "1", "model.vae2d_pin": "1", "model.vae3d_pin": "1",
+    "model.resolution": "360p", "model.aspect_ratio": "1:1", "model.tables": "enflame",
+}  # fmt: skip
 BY_OTHER_TESTS = {
     "sampler.search",
     "recording.steps",
@@ -63,6 +73,9 @@ BY_OTHER_TESTS = {
     "dump.from",
     "sample.compare",
     "sampler.schedule",
+    "prompts.references",
+    "model.name",
+    "prompts.mask_strategy",
 }
 
 
@@ -89,7 +102,40 @@ def test_a_key_changes_exactly_when_a_needed_field_does(config, key, value, expe
 
 
 def test_the_lists_above_are_complete():
-    assert {key for key, _, _ in EXPECTED} | BY_OTHER_TESTS == set(schema_keys())
+    assert {key for key, _, _ in EXPECTED} | BY_OTHER_TESTS == set(schema_keys("osp12"))
+    own = {key for key in schema_keys("opensora12") if key not in schema_keys("osp12")}
+    assert own <= {*OPENSORA12, *OPENSORA12_NOTHING, "model.vae2d", "model.vae3d"}
+
+
+@pytest.mark.parametrize(("key", "value"), [*OPENSORA12.items(), *OPENSORA12_NOTHING.items()])
+def test_keys_of_another_model(opensora12, key, value):
+    config = opensora12("quant=w8a8").config
+    assert plan(config)["dump"].lineage["fields"]["model.name"] == "opensora12"
+    before, after = keys(config), keys(changed(config, key, value))
+    assert {stage for stage in before if before[stage] != after[stage]} == (ALL if key in OPENSORA12 else set())
+
+
+def test_names_of_sizes_count_as_the_numbers_that_they_are(opensora12):
+    by_name = opensora12("model.resolution=144p", "model.num_frames=2s", "model.tables=enflame").config
+    by_number = opensora12("model.height=144", "model.width=256", "model.num_frames=40").config
+    assert keys(by_name) == keys(by_number)
+
+
+def test_references_count_by_content(opensora12, tmp_path):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "first.png")
+    arguments = (f"prompts.references={tmp_path}/first.png", "prompts.mask_strategy='0'")
+    before = keys(opensora12(*arguments).config)
+    assert before["sample"] != keys(opensora12().config)["sample"]
+    Image.new("RGB", (8, 8), "blue").save(tmp_path / "first.png")
+    assert before["sample"] != keys(opensora12(*arguments).config)["sample"]
+
+
+def test_each_loop_is_a_generation(opensora12):
+    config = opensora12("sampler.num_sampling_steps=3", "model.loop=2").config
+    planned = plan(config)
+    assert planned["sample"].forwards == planned["dump"].forwards == 3 * 2 * 2
 
 
 def test_every_key_of_the_schema_is_decided_upon():
@@ -278,9 +324,13 @@ def test_evaluations_are_those_of_the_solver(method, steps):
     scheduler = make_scheduler(method)
     scheduler.set_timesteps(steps)
     sampler = {"sample_method": method, "num_sampling_steps": steps, "guidance_scale": 4.0, "guidance_batch": "joint"}
-    assert graph.forwards(sampler) == len(scheduler.timesteps)
-    assert graph.forwards({**sampler, "guidance_batch": "separate"}) == 2 * len(scheduler.timesteps)
-    assert graph.forwards({**sampler, "guidance_batch": "separate", "guidance_scale": 1.0}) == len(scheduler.timesteps)
+
+    def forwards(sampler):
+        return graph.forwards({"sampler": sampler, "model": {}})
+
+    assert forwards(sampler) == len(scheduler.timesteps)
+    assert forwards({**sampler, "guidance_batch": "separate"}) == 2 * len(scheduler.timesteps)
+    assert forwards({**sampler, "guidance_batch": "separate", "guidance_scale": 1.0}) == len(scheduler.timesteps)
 
 
 @pytest.mark.parametrize(
@@ -306,4 +356,4 @@ def test_forwards_count_clips(config, calibration, text, batch, dumped, sampled)
 
 
 def test_config_fixture_is_whole(config):
-    assert {key for key, _ in leaves(config)} == set(schema_keys())
+    assert {key for key, _ in leaves(config)} == set(schema_keys("osp12"))

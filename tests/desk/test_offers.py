@@ -47,10 +47,12 @@ def test_what_is_not_there_yet_is_not_offered():
     assert completions("runner +recipe=osp12_w8a8 rep", list(COMMANDS)) == []  # a command comes first
 
 
-def test_every_listed_choice_is_one_that_the_schema_takes(config):
+def test_every_listed_choice_is_one_that_the_schema_takes(config, opensora12):
     listed = {key: choices(key) for key in keys()}
+    bases = {"osp12": config, "opensora12": opensora12().config}
+    assert listed.pop("model.name") == list(bases)
     for key, value in ((key, value) for key, values in listed.items() for value in values):
-        Config.model_validate(with_values(config, {key: value}))
+        Config.model_validate(with_values(next(bases[name] for name in bases if key in keys(name)), {key: value}))
     assert {"model.dtype", "quant.observer", "sample.save", "show", "until"} <= {key for key in listed if listed[key]}
 
 
@@ -110,7 +112,7 @@ def test_every_recipe_is_valid_to_an_editor(editor, path):
     [
         {"model": {"num_frame": 9}},
         {"modle": {"num_frames": 9}},
-        {"model": {"num_frames": "nine"}},
+        {"model": {"batch_size": "nine"}},
         {"model": {"dtype": "bf61"}},
         {"model": {"tile_overlap_factor": 1.5}},
         {"quant": {"scheme": "w4a16"}},

@@ -60,15 +60,16 @@ def denoise(
     frame_mask: Tensor | None = None,
     noise: Callable[[int], Tensor] | None = None,
     on_step: Callable[[int, Tensor, Tensor, Tensor], Tensor] = lambda index, timestep, z, velocity: z,
+    part: slice = slice(None),
 ) -> Tensor:
-    """Latents [B, 4, T, h, w], float32, after all timesteps of the scheduler.
+    """Latents [B, 4, T, h, w], float32, after all timesteps of the scheduler, or those of one loop, `part`.
 
     frame_mask: [B, T], 0 for frames of `z` that are given, 1 for those that are noise, between for frames that are
     given and edited: they wait until the timestep is below so much of 1000, and are noised then, with noise(step).
     on_step is given each step's index, timestep, latents and velocity, and returns the latents to go on with.
     """
     noised = None if frame_mask is None else frame_mask == 1
-    for index, timestep in enumerate(scheduler.timesteps):
+    for index, timestep in enumerate(scheduler.timesteps[part]):
         before, active = z, None
         if frame_mask is not None and noised is not None and noise is not None:
             active = frame_mask * START >= timestep

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin, SchedulerOutput
 from torch import Tensor
 
-from .sizes import MICRO_FRAMES, MICRO_LATENTS
+from .sizes import MICRO_FRAMES, MICRO_LATENTS, TIME_FACTOR
 
 BASE_RESOLUTION = 512 * 512  # pixels of the clips for which timesteps are spread evenly
 START = 1000.0  # timestep of pure noise
@@ -27,15 +27,17 @@ def timesteps(
     """Timesteps [steps], float32, from 1000 down to the last before 0; `discrete` ones are whole before the transform.
 
     t -> r t / (1 + (r - 1) t) with r = sqrt(pixels / 512^2) * sqrt(latent frames) (as in arXiv 2403.03206, 5.3.2). The
-    reference counts 5 latent frames for each 17 frames and none for a rest, and computes r in the model's dtype; in
-    float16 that overflows from 240p on. Sampling uses float32, `dtype` is for comparisons with the reference.
+    reference counts 5 latent frames for each 17 frames and none for a rest, so that a clip of 2 to 16 frames would have
+    no noise at all: its latent frames are counted here. The reference computes r in the model's dtype; in float16 that
+    overflows from 240p on. Sampling uses float32, `dtype` is for comparisons with the reference.
     """
     t = torch.tensor([(1 - index / steps) * START for index in range(steps)])
     t = t.round() if discrete else t
     if transform:
         kind = getattr(torch, dtype) if isinstance(dtype, str) else dtype
         rows, columns, frames = (torch.tensor(float(side), dtype=kind) for side in (height, width, num_frames))
-        latent_frames = torch.ones_like(frames) if num_frames == 1 else frames // MICRO_FRAMES * MICRO_LATENTS
+        short = torch.full_like(frames, -(-num_frames // TIME_FACTOR))
+        latent_frames = short if num_frames < MICRO_FRAMES else frames // MICRO_FRAMES * MICRO_LATENTS
         ratio = (rows * columns / BASE_RESOLUTION).sqrt() * latent_frames.sqrt()
         share, ratio = t / START, ratio.float()
         t = ratio * share / (1 + (ratio - 1) * share) * START
@@ -51,6 +53,7 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the 
     @register_to_config
     def __init__(self, use_discrete_timesteps: bool = False, use_timestep_transform: bool = True) -> None:
         self.init_noise_sigma = 1.0
+        self.loops = 1
         self.num_inference_steps: int | None = None
         self.timesteps = torch.zeros(0)
         self._position: int | None = None
@@ -63,10 +66,12 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the 
         height: float | None = None,
         width: float | None = None,
         num_frames: int | None = None,
+        loops: int | None = None,
     ) -> None:
         """Set `timesteps`: so many steps for a video of this size, or a descending list in (0, 1000] as it stands.
 
-        Without a size they are spread evenly. Raises ValueError on a list that does not descend within the range.
+        Without a size they are spread evenly. All of it comes `loops` times (what `loops` was set to, 1 at first), each
+        ending at 0. Raises ValueError on a list that does not descend within the range.
         """
         if timesteps is not None:
             given = torch.tensor([float(t) for t in timesteps])
@@ -84,7 +89,8 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the 
                 discrete=self.config["use_discrete_timesteps"],
                 transform=self.config["use_timestep_transform"] and sized,
             )
-        self.timesteps, self.num_inference_steps = given.to(device), len(given)
+        self.num_inference_steps = len(given)
+        self.timesteps = given.repeat(self.loops if loops is None else loops).to(device)
         self._position = 0
 
     def scale_model_input(self, sample: Tensor, timestep: Tensor | float | None = None) -> Tensor:
@@ -103,7 +109,8 @@ class RFlowScheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # the 
         if self._position is None or self._position >= len(self.timesteps):
             raise ValueError("set_timesteps comes first, and there are no more steps than it says")
         now, *later = self.timesteps[self._position : self._position + 2]
-        dt = (now - later[0] if later else now) / START
+        # A later timestep that is not lower begins the next loop.
+        dt = (now - later[0].where(later[0] < now, 0.0) if later else now) / START
         self._position += 1
         previous = sample.float() + model_output.float() * dt
         return SchedulerOutput(prev_sample=previous) if return_dict else (previous,)

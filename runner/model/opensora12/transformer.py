@@ -52,7 +52,7 @@ class OpenSora12Transformer(PretrainedModel):
         super().__init__()
         _refuse_unsupported(self.config)
         self.out_channels = 2 * in_channels if pred_sigma else in_channels
-        self.input_sq_size = input_sq_size
+        self.in_channels, self.input_sq_size = in_channels, input_sq_size
         _, self.patch_rows, self.patch_columns = patch_size
         self.x_embedder = PatchEmbed3D(in_channels, hidden_size, (1, self.patch_rows, self.patch_columns))
         self.t_embedder = ScalarEmbedder(hidden_size)

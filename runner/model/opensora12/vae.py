@@ -58,7 +58,7 @@ class OpenSora12VAE(PretrainedModel):
         self.spatial_vae = nn.ModuleDict()
         self.spatial_vae.add_module("module", AutoencoderKL(**known))  # type: ignore[arg-type]  # diffusers is untyped
         self.temporal_vae = TemporalVAE(**options)
-        self.micro_frame_size = micro_frame_size
+        self.micro_frame_size, self.micro_batch_size = micro_frame_size, MICRO_BATCH
         # Of the latents; a checkpoint brings its own. They stay in float32, and with them the latents.
         self.register_buffer("shift", torch.tensor(SHIFT).view(1, -1, 1, 1, 1))
         self.register_buffer("scale", torch.tensor(SCALE).view(1, -1, 1, 1, 1))
@@ -85,8 +85,8 @@ class OpenSora12VAE(PretrainedModel):
         batch, frames = video.shape[0], video.shape[2]
         images = video.to(dtype).transpose(1, 2).flatten(0, 1)
         latents = []
-        for start in range(0, len(images), MICRO_BATCH):
-            micro = slice(start, start + MICRO_BATCH)
+        for start in range(0, len(images), self.micro_batch_size):
+            micro = slice(start, start + self.micro_batch_size)
             posterior = self.spatial.encode(images[micro]).latent_dist
             noise = None if noise_spatial is None else noise_spatial[micro]
             latents.append(draw(posterior, noise) * self.scaling_factor)
@@ -120,7 +120,7 @@ class OpenSora12VAE(PretrainedModel):
             dim=2,
         )
         images = x.transpose(1, 2).flatten(0, 1) / self.scaling_factor
-        decoded = [self.spatial.decode(some).sample for some in images.split(MICRO_BATCH)]
+        decoded = [self.spatial.decode(some).sample for some in images.split(self.micro_batch_size)]
         return torch.cat(decoded).unflatten(0, (len(z), -1)).transpose(1, 2)
 
     def forward(

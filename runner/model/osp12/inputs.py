@@ -1,26 +1,14 @@
 """What a call of the pipeline was given: checked and completed before anything is computed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 
+from ..text import Text
 from .rules import TIME_FACTOR, faults
 
 PIXELS = 8  # pixels a latent spans in height and in width
-
-
-@dataclass(frozen=True)
-class Text:
-    """Prompts as words, or else as embeddings ([B,L,D] or [B,1,L,D]) with their mask ([B,L] or [B,1,L])."""
-
-    prompts: Sequence[str] = ()
-    embeds: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.prompts) if self.embeds is None else len(self.embeds)
 
 
 class Size(NamedTuple):
@@ -31,49 +19,6 @@ class Size(NamedTuple):
     frames: int
     height: int
     width: int
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Raise ValueError for a value that is not among its choices."""
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(choices)}")
-
-
-def given_text(
-    name: str,
-    prompt: str | Sequence[str] | None,
-    embeds: torch.Tensor | None,
-    mask: torch.Tensor | None,
-    batch: int | None = None,
-) -> Text:
-    """The one form in which `name` was given.
-
-    Raises ValueError when that is neither or both of them, when embeddings and mask do not fit each other, and when the
-    entries are neither one nor `batch`.
-    """
-    if prompt is None and embeds is None:
-        raise ValueError(f"pass {name} or {name}_embeds")
-    if prompt is not None and embeds is not None:
-        raise ValueError(f"pass {name} or {name}_embeds, not both")
-    if embeds is None:
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        if not isinstance(prompts, Sequence) or not prompts or not all(isinstance(text, str) for text in prompts):
-            raise ValueError(f"{name} is {prompt!r}; expected a string or a list of strings")
-        if mask is not None:
-            raise ValueError(f"{name}_attention_mask belongs to {name}_embeds, which is not given")
-        text = Text(prompts=prompts)
-    else:
-        if embeds.ndim not in (3, 4) or (embeds.ndim == 4 and embeds.shape[1] != 1):
-            raise ValueError(f"{name}_embeds is {list(embeds.shape)}; expected [B,L,D] or [B,1,L,D]")
-        if mask is None:
-            raise ValueError(f"{name}_embeds needs {name}_attention_mask")
-        count, length = embeds.shape[0], embeds.shape[-2]
-        if tuple(mask.shape) not in ((count, length), (count, 1, length)):
-            raise ValueError(f"{name}_attention_mask is {list(mask.shape)}; {name}_embeds is {list(embeds.shape)}")
-        text = Text(embeds=embeds, mask=mask)
-    if batch is not None and len(text) not in (1, batch):
-        raise ValueError(f"{name} has {len(text)} entries for {batch} prompts")
-    return text
 
 
 def common_length(texts: Sequence[Text], max_sequence_length: int) -> int:

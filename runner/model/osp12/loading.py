@@ -6,27 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
-from packaging.version import Version
-from transformers import (
-    AutoConfig,
-    AutoTokenizer,
-    MT5EncoderModel,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    T5EncoderModel,
-)
 
 from runner.sampler import make_scheduler
 
-from ..checkpoint import CheckpointError, hollow, locate, read_config
+from ..checkpoint import DTYPES, CheckpointError, hollow, locate, read_config
+from ..text import load_text_encoder
 from .pipeline import OSP12Pipeline
 from .rules import checkpoint_faults, components
 from .transformer import OSP12Transformer
 from .vae import OSP12VAE
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-TEXT_ENCODERS: dict[str, Any] = {"mt5": MT5EncoderModel, "t5": T5EncoderModel}  # by the model_type of their config.json
 
 
 def load(
@@ -78,52 +66,6 @@ def skeleton(model: Mapping[str, Any]) -> OSP12Transformer:
     folder = locate(_checkpoint(model), revision=model.get("revision"), cache_dir=model.get("cache_dir"))
     transformer = hollow(OSP12Transformer, read_config(folder), str(folder)).to(DTYPES[model["dtype"]])
     return transformer.eval().requires_grad_(False)
-
-
-def load_text_encoder(
-    name: str,
-    dtype: torch.dtype = torch.float32,
-    *,
-    revision: str | None = None,
-    cache_dir: str | Path | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The encoder half of a T5 or mT5 and its tokenizer, of a folder or a hub id `owner/repository[/folder]`.
-
-    Raises CheckpointError unless the place has the config.json of one, all weights of an encoder, and a tokenizer.
-    """
-    options: dict[str, Any] = {}
-    if not Path(name).expanduser().is_dir():
-        owner, repository, *inner = [*name.split("/"), ""] if name.count("/") else [name, ""]
-        if not owner.strip(".~") or not repository:
-            raise CheckpointError(f"there is no folder {name} with a text encoder")
-        name = f"{owner}/{repository}"
-        options = {"subfolder": "/".join(inner).strip("/"), "revision": revision, "cache_dir": cache_dir}
-    elif not (Path(name).expanduser() / "config.json").is_file():
-        raise CheckpointError(f"{name} is no text encoder: it has no config.json")
-    try:
-        config = AutoConfig.from_pretrained(name, **options)
-        if config.model_type not in TEXT_ENCODERS:
-            raise CheckpointError(
-                f"{name} holds a {config.model_type!r}; the text encoder must be one of {', '.join(TEXT_ENCODERS)}"
-            )
-        key = "dtype" if Version(transformers.__version__) >= Version("4.56") else "torch_dtype"
-        encoder, info = TEXT_ENCODERS[config.model_type].from_pretrained(
-            name, config=config, output_loading_info=True, low_cpu_mem_usage=True, **{key: dtype}, **options
-        )
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except CheckpointError:
-        raise
-    except Exception as error:  # a broken file raises anything from OSError to the reader's own kinds
-        raise CheckpointError(
-            f"the text encoder {name} cannot be read (expected config.json, the weights of an encoder, and "
-            f"tokenizer.json or spiece.model): {error}"
-        ) from error
-    # transformers would go on with random tensors, or, in version 4, with some that have no storage
-    if missing := sorted({*info["missing_keys"], *(name for name, p in encoder.named_parameters() if p.is_meta)}):
-        raise CheckpointError(f"the text encoder {name} lacks {len(missing)} tensors: {', '.join(missing[:12])}")
-    if len(tokenizer) - len(tokenizer.all_special_tokens) < 2:  # transformers 5 makes an empty one of no file
-        raise CheckpointError(f"the text encoder {name} has no tokenizer: expected tokenizer.json or spiece.model")
-    return encoder, tokenizer
 
 
 def _checkpoint(model: Mapping[str, Any]) -> str:

@@ -3,30 +3,23 @@
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from .. import by_room
 from ..caption import clean_caption as clean
 from ..caption import normalize_caption
-from .inputs import Size, Text, check_choice, common_length, full_size, given_text
+from ..text import Text, check_choice, encode_texts, given_text
+from .inputs import Size, common_length, full_size
 from .transformer import OSP12Transformer
 from .vae import OSP12VAE
-
-logger = logging.get_logger(__name__)
-
-
-@cache
-def _warn_once(message: str) -> None:
-    logger.warning(message)
-
 
 OUTPUT_TYPES = ("latent", "np", "pt")
 GUIDANCE_BATCHES = ("joint", "separate")
@@ -67,11 +60,7 @@ class OSP12Pipeline(DiffusionPipeline):
 
     def register_to_config(self, **config: Any) -> None:
         """Name this project's components by their room, where from_pretrained can look them up after a module moved."""
-        room = __name__.rpartition(".")[0]
-        for name, entry in config.items():
-            if isinstance(entry, (tuple, list)) and str(entry[0]).startswith(f"{room}."):
-                config[name] = (room, entry[1])
-        super().register_to_config(**config)
+        super().register_to_config(**by_room(__name__, config))
 
     @torch.no_grad()
     def encode_prompt(
@@ -86,14 +75,7 @@ class OSP12Pipeline(DiffusionPipeline):
             raise ValueError("this pipeline has no text encoder; pass prompt_embeds and negative_prompt_embeds")
         prepare = clean if clean_caption else normalize_caption
         texts = [prepare(text) for text in ([prompt] if isinstance(prompt, str) else prompt)]
-        for text, ids in zip(texts, self.tokenizer(texts).input_ids, strict=True):
-            if len(ids) > max_sequence_length:
-                _warn_once(f"the prompt {text!r} is {len(ids)} tokens long and was cut to {max_sequence_length}")
-        tokens = self.tokenizer(
-            texts, padding="max_length", max_length=max_sequence_length, truncation=True, return_tensors="pt"
-        ).to(self._execution_device)
-        embeds = self.text_encoder(tokens.input_ids, attention_mask=tokens.attention_mask)[0]
-        return embeds, tokens.attention_mask
+        return encode_texts(texts, self.text_encoder, self.tokenizer, max_sequence_length, self._execution_device)
 
     @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from runner.model.osp12.templates import TEMPLATES
+from runner.sampler.methods import SAMPLE_METHODS as SAMPLE_METHODS  # for the desk
 
 CLASS_NAMES = (
     "OpenSoraT2V",
     "OSP12Transformer",
 )  # what config.json may call the transformer: the release, this project
+PARTS = ("vae", "text_encoder")  # beside the transformer
 AUTOENCODERS = ("CausalVAEModel_D4_4x8x8",)
 TEXT_ENCODER = "google/mt5-xxl"  # the release does not ship its text encoder
 TIME_FACTOR = 4  # frames a latent frame holds, after the first, which stands alone
@@ -41,6 +43,11 @@ def faults(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     template = model.get("template")
     if template is not None and template not in TEMPLATES and template.count("{}") != 1:
         yield "template", f"expected {', '.join(TEMPLATES)}, or a text of your own with {{}} where the prompt goes"
+
+
+def settled(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that stand for others, for a section without faults: none here."""
+    return {}
 
 
 def checkpoint_faults(folder: Path) -> Iterator[str]:

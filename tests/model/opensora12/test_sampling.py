@@ -90,7 +90,7 @@ def test_the_reference_s_timesteps(case):
 def test_no_size_makes_a_first_timestep_beyond_1000_or_overflows():
     for resolution, table in sizes.ASPECT_TABLES.items():
         for ratio in table:
-            for frames in (1, 40, 51, 816):
+            for frames in (1, 2, 16, 40, 51, 816):
                 found = timesteps(30, *image_size(resolution, ratio), frames)
                 assert found[0] <= 1000 and found.isfinite().all() and (found.diff() < 0).all()
     # what is clamped: this still would start at 1000.00006, where the reference does nothing in its first step

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from runner.model import text as text_room
 from runner.model.osp12 import OSP12VAE, OSP12Pipeline, OSP12Transformer
-from runner.model.osp12 import pipeline as room
 from runner.model.osp12.loading import load_text_encoder
 from runner.sampler import SAMPLE_METHODS, make_scheduler
 
@@ -141,7 +141,7 @@ def test_cleaning_can_be_turned_off(pipeline):
 
 def test_a_prompt_that_is_cut_is_told(pipeline, monkeypatch):
     warnings = []
-    monkeypatch.setattr(room.logger, "warning", warnings.append)
+    monkeypatch.setattr(text_room.logger, "warning", warnings.append)
     pipeline.encode_prompt("a red boat", 48)
     assert not warnings
     pipeline.encode_prompt("a red boat on a blue lake", 4)
