@@ -6,7 +6,7 @@ import itertools
 import json
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -20,7 +20,6 @@ from runner.desk.fingerprints import Fingerprints, write_whole
 from runner.desk.graph import PlannedStage
 from runner.desk.precedence import explicit
 from runner.desk.store import Store
-from runner.status import write_status
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -134,7 +133,7 @@ def follow(job: Job, folder: Path, claimed: bool = False) -> Path | None:
     finally:  # the page of a run that failed is the one that somebody needs most
         from runner.desk import report
 
-        print(f"page     {report.write(run)}")
+        print(f"page     {try_page(report.write, run)}")
     return run
 
 
@@ -151,13 +150,19 @@ def claim(folder: Path, mark: str = "run.json") -> Path:
     raise AssertionError("there is always a next number")
 
 
-def leave_failure(run: Path, error: Exception, stage: str | None = None) -> launch.RunFailed:
-    """Write down in a run folder what failed on this half, where no worker is there to say it."""
-    where = run / "traceback.txt"
+def failed_here(folder: Path, what: str, error: Exception) -> launch.RunFailed:
+    """What failed on this half, where no worker is there to say it: its traceback is left in `folder`."""
+    where = folder / "traceback.txt"
     where.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    why = f"{type(error).__name__}: {error}"
-    write_status(run, "failed", stage=stage, error=why)
-    return launch.RunFailed("the desk", why, where)
+    return launch.RunFailed(what, f"{type(error).__name__}: {error}", where)
+
+
+def try_page(write: Callable[[Path], Path], folder: Path) -> str:
+    """Write a page; where it is, or why it is not: a page that cannot be written costs no result."""
+    try:
+        return str(write(folder))
+    except Exception as error:
+        return f"not written: {type(error).__name__}: {error}"
 
 
 def discard_if_empty(folder: Path) -> None:

@@ -21,7 +21,7 @@ from runner.desk.checkpoints import EMBEDDED, PARTS
 from runner.desk.config import PATHS, Checked, check
 from runner.desk.faults import Fault, Refused, nearest_key
 from runner.desk.fingerprints import sha256, write_whole
-from runner.desk.job import claim, follow, plan
+from runner.desk.job import claim, follow, plan, try_page
 from runner.desk.launch import RunFailed
 from runner.desk.precedence import NAMING, Explicit, leaves
 
@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         return 1
     found = compare(first, run)
     write_whole(run / RERUN, json.dumps(asdict(found), indent=2, ensure_ascii=False))
-    report.write(run)
+    try_page(report.write, run)
     print("\n".join(said(found)))
     return 0 if found.equal else 1
 

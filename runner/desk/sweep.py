@@ -9,23 +9,23 @@ from __future__ import annotations
 
 import json
 import os
-import shlex
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.desk.faults import Refused, spell
+from runner.desk.faults import Refused
 from runner.desk.fingerprints import write_whole
-from runner.desk.job import Job, Member, claim, discard_if_empty, follow, leave_failure, member, prepare
+from runner.desk.job import Job, Member, claim, discard_if_empty, failed_here, follow, member, prepare, try_page
 from runner.desk.launch import RunFailed, launch_in_turn, worker_key
 from runner.desk.report import write
 from runner.desk.report.command import write_sweep
 from runner.desk.report.compare import SWEEP
+from runner.desk.sweep_shown import show_jobs, show_outcome, told, varied
 from runner.status import FINAL, read_status, write_status
 
 if TYPE_CHECKING:
@@ -53,35 +53,40 @@ def run(members: Sequence[Member], command: Sequence[str], elsewhere: Callable[[
         for one in members:
             if one.refused and all(fault.key == "hardware.device" for fault in one.refused.faults):
                 one.refused = None
-    varied = _varied(members)
+    keys = varied(members)
     for one in members:
         if one.refused:
-            print(f"refused: job {one.number} ({_told(one, varied)}): {one.refused}", file=sys.stderr)
+            print(f"refused: job {one.number} ({told(one, keys)}): {one.refused}", file=sys.stderr)
     status = REFUSED if any(one.refused for one in members) else DONE
-    jobs = [one.job for one in members if one.job]
-    if any(job.config["show"] or job.config["launch"] for job in jobs):
-        for one in members:
+    runnable = [one for one in members if not one.refused]
+    share(runnable)
+    if any(one.job.config["show"] or one.job.config["launch"] for one in runnable if one.job):
+        for one in runnable:
             if one.job:
-                print(f"job {one.number}  {_told(one, varied)}")
+                print(f"job {one.number}  {told(one, keys)}")
                 follow(one.job, one.folder)
         return status
-    if all(one.refused for one in members):
+    if not runnable:
         return status
     root = _claim(members, command)
     print(f"sweep    {root}, {len(members)} jobs")
+    show_jobs(members, keys)
     try:
-        if elsewhere:
-            with _watched(root, members):
+        with _watched(root, members):
+            if elsewhere:
                 elsewhere(root)
-        else:
-            _here(root, members)
+            else:
+                _here(runnable)
+    except Exception as error:  # no job's failure: those are in their folders
+        print(failed_here(root, "the launcher" if elsewhere else "the sweep", error), file=sys.stderr)
     finally:
         _tidy(root, members)
+        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+            _close(runnable)
         _pages(root, members)
-        _show(members, varied)
+        show_outcome(members, keys)
         print(f"page     {root / 'report.html'}")
-    ended = all(read_status(one.folder).get("state") == "done" for one in members if not one.refused)
-    return status if ended else FAILED
+    return status if all(read_status(one.folder).get("state") == "done" for one in runnable) else FAILED
 
 
 def run_elsewhere(composed: DictConfig) -> None:
@@ -94,49 +99,40 @@ def run_elsewhere(composed: DictConfig) -> None:
     try:
         follow(prepare(composed, one.overrides), one.folder, claimed=True)
     except Refused as refused:
-        _leave_refused(replace(one, refused=refused))
+        one.refused = refused
+        _leave_refused(one)
         print(f"refused: {refused}", file=sys.stderr)
     except RunFailed as failed:
         print(failed, file=sys.stderr)
     except Exception as error:  # of this half, with no worker to say it
-        print(leave_failure(one.folder, error), file=sys.stderr)
+        reason = failed_here(one.folder, "the desk", error)
+        write_status(one.folder, "failed", error=reason.why)
+        print(reason, file=sys.stderr)
 
 
-def _here(root: Path, members: Sequence[Member]) -> None:
+def _here(members: Sequence[Member]) -> None:
     """Run the jobs one after another, each worker serving those that share a model."""
-    jobs = [one for one in members if one.job and not one.refused]
-    for one, job in zip(jobs, share([(one.number, one.job) for one in jobs if one.job]), strict=True):
-        one.job = job
-        one.folder.mkdir(parents=True, exist_ok=True)
-        job.write(one.folder)
-    groups: dict[str, list[Member]] = {}
-    for one in jobs:
+    groups: dict[str, list[tuple[Path, Job]]] = {}
+    for one in members:
         assert one.job
-        groups.setdefault(_worker(one.job), []).append(one)
-    with _watched(root, members):
-        for group in groups.values():
-            _work(group)
+        one.folder.mkdir(parents=True, exist_ok=True)
+        one.job.write(one.folder)
+        groups.setdefault(_worker(one.job), []).append((one.folder, one.job))
+    for group in groups.values():
+        for failed in launch_in_turn([folder for folder, _ in group], group[0][1].config).values():
+            print(failed, file=sys.stderr)
 
 
-def _work(group: Sequence[Member]) -> None:
-    """Run jobs that one worker can serve."""
-    jobs = [one.job for one in group if one.job]
-    for failed in launch_in_turn([one.folder for one in group], jobs[0].config).values():
-        print(failed, file=sys.stderr)
-
-
-def share(jobs: Sequence[tuple[int, Job]]) -> list[Job]:
-    """The jobs' plans where each knows of those before it: what an earlier one makes is reused."""
+def share(members: Sequence[Member]) -> None:
+    """Have the plan of each job know of those before it: what an earlier one makes is reused."""
     makes: dict[tuple[str, str], int] = {}
-    shared = []
-    for number, job in jobs:
+    for one in members:
         planned = []
-        for stage in job.planned:
-            if stage.action == "run" and (maker := makes.setdefault((stage.does, stage.key), number)) != number:
+        for stage in one.job.planned if one.job else ():
+            if stage.action == "run" and (maker := makes.setdefault((stage.does, stage.key), one.number)) != one.number:
                 stage = replace(stage, action="reuse", reason=f"{MADE_BY} {maker}")
             planned.append(stage)
-        shared.append(replace(job, planned=planned))
-    return shared
+        one.job = one.job and replace(one.job, planned=planned)
 
 
 def _worker(job: Job) -> str:
@@ -150,7 +146,7 @@ def _claim(members: Sequence[Member], command: Sequence[str]) -> Path:
     """A folder that is this sweep's alone, with sweep.json and what is known of the jobs that are refused."""
     root = claim(members[0].folder.parent, SWEEP)
     names = {one.job.config["name"] for one in members if one.job}
-    told = {
+    described = {
         "name": ", ".join(sorted(names)),
         "command": ["python", "-m", "runner", *command],
         "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -160,7 +156,7 @@ def _claim(members: Sequence[Member], command: Sequence[str]) -> Path:
         one.folder = root / one.folder.name
         if one.refused:
             _leave_refused(one)
-    write_whole(root / SWEEP, json.dumps(told, indent=2, ensure_ascii=False))
+    write_whole(root / SWEEP, json.dumps(described, indent=2, ensure_ascii=False))
     return root
 
 
@@ -169,6 +165,13 @@ def _tidy(root: Path, members: Sequence[Member]) -> None:
     (root / "multirun.yaml").unlink(missing_ok=True)
     for one in members:
         discard_if_empty(one.folder)
+
+
+def _close(members: Sequence[Member]) -> None:
+    """Say of the jobs that their processes left without a word that this is how they ended."""
+    for one in members:
+        if (status := read_status(one.folder)).get("state") == "running":
+            write_status(one.folder, **{**status, "state": "failed", "error": "its process ended without a word"})
 
 
 def _leave_refused(one: Member) -> None:
@@ -212,39 +215,5 @@ def _pages(root: Path, members: Sequence[Member]) -> None:
     for one in members:
         page = one.folder / "report.html"
         if one.folder.is_dir() and read_status(one.folder).get("state") in ENDED and not page.exists():
-            write(one.folder)
-    write_sweep(root)
-
-
-def _show(members: Sequence[Member], varied: Sequence[str]) -> None:
-    """The table at the end: a line a job, and the cause where it has no result."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("job", justify="right")
-    for name in (*varied, "", "time", "cause"):
-        table.add_column(name, overflow="fold")
-    for one in members:
-        told = read_status(one.folder)
-        state = "refused" if one.refused else str(told.get("state") or "not started")
-        cause = str(one.refused or (told.get("error") if state != "done" else "") or "")
-        seconds = f"{told['seconds']:.1f} s" if "seconds" in told else ""
-        style = {"done": "", "refused": "red", "failed": "red"}.get(state, "yellow")
-        values = (spell(one.sets.get(key)) if key in one.sets else "" for key in varied)
-        table.add_row(str(one.number), *values, state, seconds, cause, style=style)
-    console.print(table)
-
-
-def _varied(members: Sequence[Member]) -> list[str]:
-    """The keys by which the combinations differ."""
-    told: list[Mapping[str, Any]] = [one.sets for one in members]
-    return [key for key in told[0] if any(other.get(key) != told[0][key] for other in told[1:])]
-
-
-def _told(one: Member, varied: Sequence[str]) -> str:
-    return shlex.join(f"{key}={spell(one.sets[key])}" for key in varied) or "the only one"
+            try_page(write, one.folder)
+    try_page(write_sweep, root)

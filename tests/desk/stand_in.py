@@ -1,11 +1,13 @@
 """A worker without a model: it writes a word in place of every artifact, and what it does into $JOURNAL.
 
-Seed 13 fails, seed 9 is killed, each time it is asked. $WORD is what else it writes, for runs that are to differ.
+Seed 13 fails and seed 9 is killed, each time it is asked; where $KILL_PARENT is set, seed 8 kills the process that
+started it. $WORD is what else it writes, for runs that are to differ.
 """
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 from runner.desk.store import Store
@@ -28,6 +30,9 @@ def follow(run: Path) -> bool:
     if seed == 13:
         tell(state="failed", stage="dump", error="ValueError: thirteen")
         return False
+    if seed == 8 and "KILL_PARENT" in os.environ:
+        os.kill(os.getppid(), 9)
+        time.sleep(5)
     if seed == 9:
         os.kill(os.getpid(), 9)
     store = Store(Path(plan["store"]))

@@ -127,10 +127,12 @@ def test_no_run_is_refused(tmp_path: Path, content: str, capsys: pytest.CaptureF
 
 
 def test_ticks_are_round_and_span() -> None:
-    assert ticks([1.1, 1.3]) == [1.1, 1.15, 1.2, 1.25, 1.3]
-    assert ticks([0.0, 97.0]) == [0.0, 25.0, 50.0, 75.0, 100.0]
+    assert ticks([1.1, 1.3], str) == [1.1, 1.15, 1.2, 1.25, 1.3]
+    assert ticks([0.0, 97.0], str) == [0.0, 50.0, 100.0]
+    assert ticks([1.1, 1.3], lambda value: f"{value:.1f}") == [1.1, 1.2, 1.3], "1.15 would be written as 1.1 or 1.2"
+    assert ticks([0.9963, 0.9968], wording.digits) == [0.996, 0.997]
     for values in ([3.0, 3.0], [0.0, 0.0], [-2.5, 0.3], [1e9, 1.1e9]):
-        found = ticks(values)
+        found = ticks(values, str)
         assert found[0] <= min(values) and found[-1] >= max(values) and 2 <= len(found) <= 7
 
 

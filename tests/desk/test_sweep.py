@@ -108,7 +108,7 @@ def test_interrupted_there_is_a_table_and_a_page_all_the_same(journal, at, monke
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "_work", interrupt)
+    monkeypatch.setattr(sweep, "launch_in_turn", interrupt)
     assert door(["-m", "+recipe=osp12_w8a8", at, "seed=1,2"]) == 130
     assert "not started" in capfd.readouterr().out and (the_sweep() / "report.html").is_file()
 
@@ -118,6 +118,16 @@ def test_a_launcher_that_is_not_there(journal, at, capfd):
     err = capfd.readouterr().err
     assert "hydra/launcher = 'jobli': expected basic" in err and "pip install 'dit-runner[launch]'" in err
     assert not Path("outputs").exists()
+
+
+def in_a_process(folder: Path, line: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """A sweep as users type it, with the stand-in for its worker."""
+    (folder / "sitecustomize.py").write_text("import runner.desk.launch as l; l.WORKER = 'stand_in'\n")
+    path = os.pathsep.join([str(folder), os.environ["PYTHONPATH"]])
+    command = [sys.executable, "-m", "runner", "-m", *line]
+    return subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, **environment, "PYTHONPATH": path}
+    )
 
 
 @pytest.mark.parametrize(
@@ -134,11 +144,7 @@ def test_a_launcher_that_is_not_there(journal, at, capfd):
 def test_elsewhere(launcher, journal, at, tmp_path):
     """In processes that a launcher starts: as users type it, because what they run is pickled."""
     pytest.importorskip(f"hydra_plugins.hydra_{'joblib' if 'joblib' in launcher[0] else 'submitit'}_launcher")
-    code = "import runner.desk.launch as l; l.WORKER = 'stand_in'\n"
-    (tmp_path / "sitecustomize.py").write_text(code)
-    path = os.pathsep.join([str(tmp_path), os.environ["PYTHONPATH"]])
-    command = [sys.executable, "-m", "runner", "-m", "+recipe=osp12_w8a8", at, "seed=12,13,-1,14", *launcher]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    done = in_a_process(tmp_path, ["+recipe=osp12_w8a8", at, "seed=12,13,-1,14", *launcher])
     assert done.returncode == 1, done.stderr
     sweep = the_sweep()
     assert states(sweep) == {"0": "done", "1": "failed", "2": "refused", "3": "done"}
@@ -146,3 +152,59 @@ def test_elsewhere(launcher, journal, at, tmp_path):
     assert "13 failed ValueError: thirteen" in out and "-1 refused seed = -1: expected at least 0" in out
     assert all((sweep / job / "report.html").is_file() for job in "013") and (sweep / "report.html").is_file()
     assert (sweep / "0" / "dump" / "made").read_text() == "dump"
+
+
+def test_a_page_that_cannot_be_written_costs_no_result(journal, at, monkeypatch, capfd):
+    from runner.desk import report, sweep
+
+    def fail(*arguments):
+        raise ValueError("no page today")
+
+    monkeypatch.setattr(sweep, "write_sweep", fail)
+    monkeypatch.setattr(sweep, "write", fail)
+    assert door(["-m", "+recipe=osp12_w8a8", at, "seed=1,2"]) == 0
+    assert states(the_sweep()) == {"0": "done", "1": "done"}
+    monkeypatch.setattr(report, "write", fail)
+    assert door(["+recipe=osp12_w8a8", at, "seed=1"]) == 0
+    out = capfd.readouterr().out
+    assert "page     not written: ValueError: no page today" in out
+
+
+def test_what_fails_on_the_desk_s_half_ends_in_three_lines_too(journal, at, monkeypatch, capfd):
+    from runner.desk.job import Job
+
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Job, "write", fail)
+    assert door(["-m", "+recipe=osp12_w8a8", at, "seed=1,2"]) == 1
+    printed = capfd.readouterr()
+    where = the_sweep().resolve() / "traceback.txt"
+    assert printed.err.splitlines() == [
+        "failed: the sweep",
+        "   why: OSError: [Errno 28] No space left on device",
+        f" where: {where}",
+    ]
+    assert "No space left" in where.read_text() and printed.out.count("not started") == 2
+
+
+def test_the_jobs_are_listed_before_the_first_starts(journal, at, capfd):
+    assert door(["-m", "+recipe=osp12_w8a8", at, "quant.observer=minmax,mse,minmax", "until=calibrate"]) == 0
+    rows = [line.split() for line in capfd.readouterr().out.splitlines()]
+    (first,) = [place for place, row in enumerate(rows) if row[:2] == ["job", "quant.observer"] and "runs" in row]
+    assert rows[first + 2][:4] == ["0", "minmax", "dump,", "calibrate"]
+    assert rows[first + 3] == ["1", "mse", "calibrate", "dump"], "of which dump is reused"
+    assert rows[first + 4] == ["2", "minmax", "dump,", "calibrate"], "both of which are reused"
+
+
+@pytest.mark.slow
+def test_a_launcher_whose_process_dies(journal, at, tmp_path):
+    """The desk of one job is killed: joblib then gives up the others. All is said, and the same command goes on."""
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    line = ["+recipe=osp12_w8a8", at, "seed=12,8", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    done = in_a_process(tmp_path, line, KILL_PARENT="1")
+    assert done.returncode == 1, done.stderr
+    assert "failed: the launcher\n   why: TerminatedWorkerError" in done.stderr and "Traceback" not in done.stderr
+    out = " ".join(done.stdout.split())
+    assert "8 failed its process ended without a word" in out
+    assert (the_sweep() / "report.html").is_file()

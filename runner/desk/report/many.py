@@ -43,9 +43,11 @@ def write_many(folders: Sequence[Path], page: Path, title: str, command: Sequenc
     comparison = compare(folders)
     place = Path(os.path.abspath(page)).parent
     sections = filter(None, (section(comparison, place) for section in MANY))
+    weights = {row.run.checkpoint.get("label"): row.run.checkpoint for row in comparison.rows if row.run.checkpoint}
     html = render(
         "many.html.jinja",
-        list(sections),
+        sections,
+        checkpoint=next(iter(weights.values())) if len(weights) == 1 else None,
         title=title,
         summary=summary(comparison),
         command=shlex.join(command),
@@ -96,7 +98,7 @@ def plots(comparison: Comparison, place: Path) -> Section | None:
     drawn = []
     for x, y in pairs:
         points = [
-            Point(row.label, a, b)
+            Point(_name(comparison, row), a, b)
             for row in comparison.rows
             if (a := row.figures[x.key]) is not None and (b := row.figures[y.key]) is not None
         ]
@@ -158,6 +160,11 @@ def _once(shown: Sequence[tuple[str, Path, dict[str, Any]]]) -> Iterator[tuple[s
 def _called(row: Row) -> str:
     told = [f"{key.rpartition('.')[2]}={cell(value)}" for key, value in row.keys.items() if value is not None]
     return f"{row.label}: {', '.join(told)}" if 0 < len(told) <= 3 else row.label
+
+
+def _name(comparison: Comparison, row: Row) -> str:
+    """What a run is called in a plot: by the key that tells the runs apart if it is one, else as in the table."""
+    return cell(row.keys[comparison.keys[0]]) if len(comparison.keys) == 1 else row.label
 
 
 def _enough(comparison: Comparison, figure: Figure) -> bool:

@@ -39,7 +39,7 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, name: str, joined: bool =
     points = sorted((p for p in points if math.isfinite(p.x) and math.isfinite(p.y)), key=lambda p: (p.x, p.y, p.label))
     if not points:
         return Markup("")
-    across, up = ticks([p.x for p in points]), ticks([p.y for p in points])
+    across, up = ticks([p.x for p in points], x.show), ticks([p.y for p in points], y.show)
 
     def px(value: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (value - across[0]) / (across[-1] - across[0])
@@ -73,13 +73,17 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, name: str, joined: bool =
     return Markup("\n".join([*lines, "</svg>"]))
 
 
-def ticks(values: Sequence[float]) -> list[float]:
-    """Round numbers that span the values, at least two and about TICKS of them."""
+def ticks(values: Sequence[float], show: Callable[[float], str]) -> list[float]:
+    """Round numbers that span the values: at least two, at most about TICKS, and no two that `show` writes alike."""
     low, high = min(values), max(values)
     if low == high:
         low, high = low - (abs(low) / 10 or 1), high + (abs(high) / 10 or 1)
     rough = (high - low) / (TICKS - 1)
     power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, last + 1)]
+    steps = (factor * power * 10.0**more for more in range(20) for factor in (1, 2, 5))
+    for step in (step for step in steps if step >= rough * (1 - 1e-9)):
+        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+        found = [round(n * step, 12) for n in range(first, max(last, first + 1) + 1)]
+        if len({show(value) for value in found}) == len(found):
+            return found
+    raise ValueError(f"no two round numbers around {low} and {high} are written differently")
