@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.desk import machine
-from runner.desk.checkpoints import Checkpoint, weight_files
+from runner.desk.checkpoints import Checkpoint, reference_files, weight_files
 from runner.desk.faults import spell
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.precedence import leaves
@@ -32,7 +32,8 @@ def gather(config: Mapping[str, Any], checkpoint: Checkpoint, fingerprints: Fing
         "packages": packages(),
         "machine": {"id": machine.identity(), **machine.describe(), "os": platform.platform()},
         "seed": config["seed"],
-        "prompts": {role: _fingerprint(prompts) for role, prompts in config["prompts"].items()},
+        "prompts": {role: _fingerprint(config["prompts"][role]) for role in ("text", "calibration", "verification")},
+        "references": {str(file): fingerprints.sha256(file) for file in reference_files(config)},
         "checkpoint": {
             "label": checkpoint.label,
             "path": checkpoint.path,
