@@ -17,6 +17,7 @@ from rich.console import Console
 
 from runner.hardware import Hardware, open_device
 from runner.progress import Ticker, progress
+from runner.sampler import schedules
 
 
 def _of_section(keys: Mapping[str, Any], section: str) -> dict[str, Any]:
@@ -105,13 +106,18 @@ class Context:
         self.prompts: dict[str, list[str]] = {}
 
     def enter(self, planned: Mapping[str, Any]) -> None:
-        """Begin a stage of the plan: its name, the configuration as it sees it, and its prompts by what for."""
+        """Begin a stage of the plan: its name, the configuration as it sees it, and its prompts by what for.
+
+        A stage that comes after the search of a schedule takes what was found for the configuration's own."""
         self.stage, self.measurements = planned["stage"], {}
         self.prompts = planned["lineage"].get("prompts", {})
         self.config = {
             name: {**section, **_of_section(planned["sets"], name)} if isinstance(section, dict) else section
             for name, section in self._config.items()
         }
+        if "search-schedule" in planned["needs"]:
+            file = self.artifacts["search-schedule"] / schedules.NAME
+            self.config["sampler"] = {**self.config["sampler"], "schedule": str(file)}
 
     @cached_property
     def hardware(self) -> Hardware:

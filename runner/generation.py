@@ -48,8 +48,13 @@ def generate(
     seeds: Sequence[int],
     hardware: Hardware,
     on_step: Callable[[], None] = lambda: None,
+    decode: bool = True,
+    timesteps: Sequence[float] | None = None,
+    latents: Tensor | None = None,
 ) -> Generation:
-    """Generate one clip for each prompt, each from noise of its own seed, in one batch."""
+    """Generate one clip for each prompt, each from noise of its own seed, in one batch. Without `decode` it ends with
+    the latents, and frames are empty. `timesteps` are those to take instead of the configuration's; `latents`
+    [B,C,T,H,W] those to start from, as the scheduler keeps them at the first timestep."""
     model, sampler = config["model"], config["sampler"]
     # Noise is drawn on the host, so that one seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
@@ -71,7 +76,7 @@ def generate(
         "guidance_scale": sampler["guidance_scale"],
         "guidance_batch": sampler["guidance_batch"],
         "generator": generators if len(generators) > 1 else generators[0],
-        "output_type": "np",
+        "output_type": "np" if decode else "latent",
         "callback_on_step_end": end_of_step,
     }
     known = inspect.signature(pipeline.__call__).parameters
@@ -79,10 +84,15 @@ def generate(
         raise ValueError(
             f"{type(pipeline).__name__} cannot run its branches of guidance apart: parallel.cfg needs that"
         )
-    if sampler["schedule"] is not None:
+    if timesteps is None and sampler["schedule"] is not None:
+        timesteps = schedules.timesteps(Path(sampler["schedule"]))
+    if timesteps is not None:
         if "timesteps" not in known:
             raise ValueError(f"{type(pipeline).__name__} takes no timesteps, so no schedule")
-        arguments["timesteps"] = schedules.timesteps(Path(sampler["schedule"]))
+        arguments["timesteps"] = timesteps
+    if latents is not None:  # the pipeline scales what it is given
+        pipeline.scheduler.set_timesteps(timesteps=timesteps)
+        arguments["latents"] = latents.float() / float(pipeline.scheduler.init_noise_sigma)
     if hasattr(pipeline.scheduler, "follow_paths"):  # the others draw no noise, or the desk has refused paths
         pipeline.scheduler.follow_paths(seeds if sampler["noise"] == "path" else None, config["recording"]["steps"])
     pipeline.set_progress_bar_config(disable=True)  # the stage has one bar for all its clips
@@ -94,7 +104,7 @@ def generate(
     end = time.perf_counter()
     return Generation(
         latents=last["latents"].cpu(),
-        frames=torch.as_tensor(output.frames if hasattr(output, "frames") else output[0]),
+        frames=torch.as_tensor(output.frames if hasattr(output, "frames") else output[0]) if decode else torch.empty(0),
         step_seconds=[b - a for a, b in zip(times, times[1:], strict=False)],
         decode_seconds=end - times[-1],
         seconds=end - start,

@@ -68,6 +68,23 @@ def save_mp4(frames: Any, path: str | Path, fps: float) -> None:
         draft.unlink(missing_ok=True)
 
 
+def read_clip(path: str | Path, frames: int, height: int, width: int) -> Frames:
+    """The first frames of a video, scaled to cover height x width and cropped evenly: uint8 [frames, height, width, 3].
+
+    Raises ValueError where it has fewer frames, RuntimeError, with ffmpeg's last lines, where it cannot be read.
+    """
+    scaled = f"scale={width}:{height}:force_original_aspect_ratio=increase:flags=bicubic,crop={width}:{height}"
+    output = ("-frames:v", str(frames), "-vf", scaled, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
+    command = [_ffmpeg(), "-v", "error", "-i", str(path), *output]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True)
+    if done.returncode:
+        raise RuntimeError(f"ffmpeg could not read {path}: {done.stderr.decode(errors='replace').strip()[-500:]}")
+    size = height * width * 3
+    if len(done.stdout) < frames * size:
+        raise ValueError(f"{path} has {len(done.stdout) // size} frames; {frames} are needed")
+    return np.frombuffer(done.stdout, np.uint8).reshape(frames, height, width, 3).copy()
+
+
 def save_png(frame: Any, path: str | Path) -> None:
     """Writes one frame uint8 [H, W, 3]."""
     Image.fromarray(_clip(np.asarray(frame)[None])[0]).save(path, format="PNG", compress_level=6)
@@ -117,7 +134,7 @@ def _ffmpeg() -> str:
         executable: str = imageio_ffmpeg.get_ffmpeg_exe()
     except RuntimeError as error:
         raise RuntimeError(
-            "no ffmpeg to write mp4 files with: imageio-ffmpeg has none for this platform, none is on the PATH, and "
+            "no ffmpeg for mp4 files: imageio-ffmpeg has none for this platform, none is on the PATH, and "
             "IMAGEIO_FFMPEG_EXE does not name one; set it, or run with sample.save=false"
         ) from error
     return executable

@@ -166,9 +166,12 @@ class Recording:
         self.prompts: list[dict[str, Any]] = json.loads((folder / "prompts.json").read_text())
 
     def parts(self, role: str) -> list[Path]:
-        """Folders of the prompts of a role (calibration, verification, text), in the order of their list."""
-        chosen = [p for p in self.prompts if role in p["roles"]]
-        return [self.folder / p["folder"] for p in sorted(chosen, key=lambda p: p["index"])]
+        """Folders of the prompts of a role (calibration, trajectory, verification, text), in order of their list."""
+        return [self.folder / p["folder"] for p in self.entries(role)]
+
+    def entries(self, role: str) -> list[dict[str, Any]]:
+        """What prompts.json says of them: prompt, seed and folder among it."""
+        return sorted((p for p in self.prompts if role in p["roles"]), key=lambda p: p["index"])
 
     def statistics(self) -> dict[str, LayerStatistics]:
         """Statistics of every linear over all calibration prompts, in the module's order."""
@@ -184,7 +187,7 @@ class Recording:
         return {name: merged[origin] for name, origin in source.items()}
 
     def trajectory(self, part: Path) -> Iterator[Step]:
-        """Every step of one calibration or verification part, in order; read one by one, so that a long trajectory of
+        """Every step of one part that is no mere reference, in order; read one by one, so that a long trajectory of
         large latents needs no memory. What the last step led to is `final`."""
         for file in sorted((part / "trajectory").glob("step-*.safetensors")):
             step = load_file(file)

@@ -31,11 +31,12 @@ log = logging.getLogger("runner")
 
 INTERRUPTED = 130  # exit status
 PEER_SPEAKS_FIRST = 6  # seconds in which the launcher ends a rank whose peer has died, before it says a word itself
-# By stage: the section whose `folder` asks for its files, and which they are.
+# By stage: the key of the folder that also gets its files, and which they are.
 DELIVERED = {
-    "dump": ("dump", "calib_data*.pth"),
-    "quantize": ("quant", "quant_model_*"),
-    "sample": ("sample", "videos/*"),
+    "dump": ("dump.folder", "calib_data*.pth"),
+    "search-schedule": ("sampler.save_dir", "searched_schedule.txt"),
+    "quantize": ("quant.folder", "quant_model_*"),
+    "sample": ("sample.folder", "videos/*"),
 }
 # Of these stages: the files that each rank of a parallel runtime looks for under its own name.
 NAMED_BY_RANK = {"dump": "calib_data.pth", "quantize": "quant_model_*"}
@@ -101,8 +102,9 @@ def _by_rank(context: Context, folder: Path) -> list[Path]:
 
 def deliver(context: Context) -> None:
     """Copy what the user wants in a folder of their own, whether it was made now or reused."""
-    section, pattern = DELIVERED.get(context.stage, ("", ""))
-    if section and (folder := context.config[section]["folder"]):
+    key, pattern = DELIVERED.get(context.stage, ("", ""))
+    section, _, name = key.partition(".")
+    if key and (folder := context.config[section][name]):
         Path(folder).mkdir(parents=True, exist_ok=True)
         copied: dict[int, Path] = {}  # by inode: one copy on disk there, too
         for file in sorted(context.artifacts[context.stage].glob(pattern)):

@@ -23,7 +23,7 @@ def config(tiny_checkpoint):
         **{"sample_method": "EulerAncestralDiscrete", "num_sampling_steps": 6, "guidance_scale": 4.0},
         **{"guidance_batch": "joint", "schedule": None, "noise": "draws"},
     }
-    return {"model": model, "sampler": sampler, "recording": {"steps": 6}}
+    return {"model": model, "sampler": sampler, "recording": {"steps": 6}, "parallel": {"cfg": False}}
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from runner.media import contact_sheet, save_clip, save_mp4, save_png
+from runner.media import contact_sheet, read_clip, save_clip, save_mp4, save_png
 
 
 def clip(frames: int = 5, height: int = 48, width: int = 64, color: tuple[int, int, int] = (220, 30, 40)) -> np.ndarray:
@@ -126,3 +126,19 @@ def test_contact_sheet_picks_the_first_and_last_frame_and_shrinks_large_ones(tmp
 def test_png(tmp_path: Path) -> None:
     save_png(clip()[2], tmp_path / "frame.png")
     assert (np.asarray(Image.open(tmp_path / "frame.png")) == clip()[2]).all()
+
+
+def test_a_video_is_read_back_scaled_and_cropped(tmp_path):
+    left, right = np.full((5, 32, 32, 3), (200, 30, 30)), np.full((5, 32, 32, 3), (20, 30, 190))
+    path = tmp_path / "clip.mp4"
+    save_mp4(np.concatenate([left, right], axis=2).astype(np.uint8), path, fps=8)
+    clip = read_clip(path, 4, 16, 32)
+    assert clip.shape == (4, 16, 32, 3) and clip.dtype == np.uint8
+    assert abs(clip[:, :, :12].mean((0, 1, 2)) - (200, 30, 30)).max() < 8
+    assert abs(clip[:, :, -12:].mean((0, 1, 2)) - (20, 30, 190)).max() < 8
+    assert abs(read_clip(path, 4, 16, 16)[:, :, :6].mean((0, 1, 2)) - (200, 30, 30)).max() < 8  # the middle of it
+    with pytest.raises(ValueError, match="has 5 frames; 6 are needed"):
+        read_clip(path, 6, 16, 32)
+    (tmp_path / "no.mp4").write_text("no video")
+    with pytest.raises(RuntimeError, match="could not read"):
+        read_clip(tmp_path / "no.mp4", 1, 16, 16)

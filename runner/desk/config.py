@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 # Folders and files: relative to the working folder when given, absolute in run.json.
 PATHS = (
     *("output", "model.cache_dir", "quant.folder", "dump.from", "dump.folder"),
-    *("sample.folder", "sample.lpips", "sample.clip", "sampler.schedule"),
+    *("sample.folder", "sample.lpips", "sample.clip", "sampler.schedule", "sampler.save_dir"),
+    "sampler.videos_path",
 )
 
 
@@ -197,7 +198,7 @@ def _between(
     model = config["model"]
     rules = checkpoints.rules_of(model)
     if not any(key.startswith("sampler") for key in wrong):
-        yield from _sampler(config["sampler"], rules.SAMPLE_METHODS, explicitly)
+        yield from _sampler(config, rules.SAMPLE_METHODS, explicitly)
     found = list(rules.faults({name: value for name, value in model.items() if good(f"model.{name}")}))
     yield from (Fault(f"model.{name}", sentence, model[name]) for name, sentence in found)
     if not found and not any(key.startswith("model.") for key in wrong):
@@ -271,15 +272,19 @@ def _stage_names(config: Mapping[str, Any], good: Any) -> Iterator[Fault]:
                 yield Fault(key, f"expected {' or '.join(names)}", name, nearest(name, names))
 
 
-def _sampler(sampler: dict[str, Any], methods: Sequence[str], explicitly: Explicit) -> Iterator[Fault]:
+def _sampler(config: Mapping[str, Any], methods: Sequence[str], explicitly: Explicit) -> Iterator[Fault]:
     from runner.sampler import rules
 
+    sampler = config["sampler"]
     method = sampler["sample_method"]
     if method not in methods:
         expected = f"expected {'one of ' if len(methods) > 1 else ''}{', '.join(methods)}"
         yield Fault("sampler.sample_method", expected, method, nearest(method, methods))
         return
     for name, sentence, value in rules.faults(sampler, "sampler.num_sampling_steps" in explicitly):
+        yield Fault(f"sampler.{name}", sentence, value)
+    recorded = config["recording"]["steps"]
+    for name, sentence, value in rules.search_faults(sampler, recorded, lambda key: f"sampler.{key}" in explicitly):
         yield Fault(f"sampler.{name}", sentence, value)
 
 

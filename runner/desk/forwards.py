@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.sampler import probes
+
 Config = Mapping[str, Any]
+TRAJECTORIES = 2  # calibration prompts that a schedule is searched on: the first ones
 SNR_CALLS = 4  # recorded calls of a prompt that quantize measures layers on; a test holds its stage to this number
 
 
@@ -32,6 +35,19 @@ def to_replay(config: Config) -> int:
     """Of dump beside its generations: one for each call in a file of the user's own."""
     file = config["dump"]["from"]
     return 0 if file is None else records(Path(file))
+
+
+def to_search_schedule(config: Config) -> int:
+    """Of the searches: Align Your Steps', or at most continuations of a recording and the schedules that are tried."""
+    sampler = config["sampler"]
+    one = forwards({**config, "sampler": {**sampler, "num_sampling_steps": 1}})
+    if sampler["search"] == "ays":
+        unguided = sampler["videos_path"] is not None
+        aligned = probes.to_align(sampler["num_sampling_steps"], sampler["monte_carlo_iters"])
+        return aligned if unguided else one * aligned
+    prompts = min(TRAJECTORIES, len(config["prompts"]["calibration"]))
+    tried = probes.TRIED * sampler["num_sampling_steps"]
+    return one * (probes.evaluations(config["recording"]["steps"], prompts) + tried)
 
 
 def to_measure_layers(config: Config) -> int:

@@ -19,9 +19,17 @@ from runner.desk import earlier
 from runner.desk.asked import as_asked
 from runner.desk.checkpoints import reference_files, weight_files
 from runner.desk.fingerprints import Fingerprints
-from runner.desk.forwards import forwards, to_measure_layers, to_measure_samples, to_replay
+from runner.desk.forwards import (
+    TRAJECTORIES,
+    forwards,
+    to_measure_layers,
+    to_measure_samples,
+    to_replay,
+    to_search_schedule,
+)
 from runner.desk.store import NOT_STORED, Store
 from runner.sampler import schedules
+from runner.sampler.rules import videos
 
 # Keys that can change no result: names, places (weights and prompts count by their content), and what is measured
 # beside the results. A test holds that every key of the schema is either here or in some stage's `fields`.
@@ -30,7 +38,7 @@ NO_RESULT = (
     "model.vae", "model.text_encoder", "model.vae2d", "model.vae3d", "model.checkpoint_pin", "model.text_encoder_pin",
     "model.vae2d_pin", "model.vae3d_pin", "model.tables", "model.resolution", "model.aspect_ratio",  # the size counts
     "model.keep_float", "quant.folder", "cache.save_path",
-    "sampler.neighbour_type", "sampler.monte_carlo_iters", "sampler.videos_path", "sampler.save_dir", "cache.ratio",
+    "sampler.save_dir", "cache.ratio",
     "parallel.world_size", "parallel.cfg", "parallel.nodes", "parallel.master_addr", "parallel.master_port",
     "hardware.env", "dump.folder", "sample.folder", "timing.warmup", "timing.repeats",
 )  # fmt: skip
@@ -46,6 +54,8 @@ GENERATION = (
     "sampler.guidance_batch", "sampler.schedule", "sampler.noise",
     "recording.steps", "hardware.device", "parallel.ulysses", "parallel.vae",
 )  # fmt: skip
+
+SEARCH = ("sampler.search", "sampler.neighbour_type", "sampler.monte_carlo_iters", "sampler.videos_path")
 
 Config = Mapping[str, Any]
 
@@ -90,13 +100,17 @@ def _dumped_prompts(config: Config) -> dict[str, list[str]]:
 def _dumped_for_schedule(config: Config) -> dict[str, list[str]]:
     """The prompts of the longer run that a schedule is searched in: that run is also what samples are compared with."""
     prompts = config["prompts"]
-    found = {"calibration": prompts["calibration"], "verification": prompts["verification"]}
+    found: dict[str, list[str]] = {}
+    if config["sampler"]["search"] == "recording":
+        found["verification"] = prompts["verification"][:1]
+    if config["sampler"]["videos_path"] is None:
+        found["trajectory"] = prompts["calibration"][:TRAJECTORIES]
     return found | ({"text": prompts["text"]} if config["sample"]["compare"] else {})
 
 
 def _clips(prompts: Mapping[str, list[str]], batch: int) -> int:
     """Recorded prompts run one by one; a reference on the same seed is the same clip, unless it is made in a batch."""
-    recorded, text = prompts.get("calibration", []), prompts.get("text", [])
+    recorded, text = prompts.get("calibration", prompts.get("trajectory", [])), prompts.get("text", [])
     shared = sum(a == b for a, b in zip(recorded, text, strict=False)) if batch == 1 else 0
     return len(recorded) + len(prompts.get("verification", [])) + math.ceil((len(text) - shared) / batch)
 
@@ -120,7 +134,7 @@ STAGES = (
         does="dump",
         sets={"sampler.num_sampling_steps": "recording.steps"},
         builds_on=(),
-        wanted=_searches_schedule,
+        wanted=lambda config: _searches_schedule(config) and bool(_dumped_for_schedule(config)),
         prompts=_dumped_for_schedule,
         clips=lambda config: _clips(_dumped_for_schedule(config), config["model"]["batch_size"]),
         beside=lambda config: 0,
@@ -129,9 +143,12 @@ STAGES = (
         "search-schedule",
         version=1,
         writes="the timesteps that a search finds",
-        fields=("sampler.search",),
+        # Without a recording it is a function of what a generation is.
+        fields=(*GENERATION, *SEARCH),
         builds_on=("dump-schedule",),
         wanted=_searches_schedule,
+        beside=to_search_schedule,
+        at_most=lambda config: config["sampler"]["search"] == "recording",
     ),
     DUMP,
     Stage(
@@ -302,6 +319,10 @@ def _field(config: Config, key: str, fingerprints: Fingerprints) -> Any:
         return schedules.read(Path(found))
     if key == "recording.steps" and config["sampler"]["noise"] != "path":
         return None
+    if key in SEARCH[1:] and config["sampler"]["search"] != "ays":
+        return None
+    if key == "sampler.videos_path" and found is not None:
+        return [fingerprints.sha256(file) for file in videos(Path(found))]
     if key == "quant.percentile" and config["quant"]["observer"] != "percentile":
         return None
     return found

@@ -93,10 +93,16 @@ class Sampler(Section):
     noise: Literal["draws", "path"] = Field(
         description="noise between steps: drawn as the reference does, or along one path for every schedule of a seed"
     )
-    search: Text | None = Field(description="which search to make (search_type of the guides)")
-    neighbour_type: Literal["uniform", "random"] | None = Field(description="candidates of a schedule search")
-    monte_carlo_iters: int | None = Field(ge=1, description="noise draws a candidate of a schedule search")
-    videos_path: Text | None = Field(description="folder of reference videos for a schedule search")
+    search: Literal["recording", "ays"] | None = Field(
+        description="how to search the timesteps: by what jumps in recorded runs cost, or Align Your Steps"
+    )
+    neighbour_type: Literal["uniform", "random"] = Field(
+        description="search=ays: candidates evenly between the neighbors, or at random around the present one"
+    )
+    monte_carlo_iters: int = Field(ge=1, description="search=ays: draws of noise for each candidate")
+    videos_path: Text | None = Field(
+        description="search=ays: folder of .mp4 files to take for clean clips; null: the recorded prompts' results"
+    )
     save_dir: Text | None = Field(description="folder that also gets the schedule that was found")
 
 
@@ -192,11 +198,6 @@ AVAILABLE: dict[str, tuple[Any, ...]] = {
     "cache.config": (None,),
     "cache.ratio": (None,),
     "cache.save_path": (None,),
-    "sampler.search": (None,),
-    "sampler.neighbour_type": (None,),
-    "sampler.monte_carlo_iters": (None,),
-    "sampler.videos_path": (None,),
-    "sampler.save_dir": (None,),
     "parallel.ulysses": (1,),
     "parallel.vae": (False,),
     "hardware.device": ("cpu", "cuda"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,3 +37,41 @@ def faults(sampler: dict[str, Any], steps_given: bool) -> Iterator[tuple[str, st
     if steps_given and given != steps:
         yield "num_sampling_steps", f"expected {steps}, the entries of sampler.schedule", given
     sampler["num_sampling_steps"] = steps
+
+
+def videos(folder: Path) -> list[Path]:
+    """The .mp4 files of a folder, by name."""
+    return sorted(folder.glob("*.mp4"))
+
+
+def search_faults(
+    sampler: dict[str, Any], recorded: int, given: Callable[[str], bool]
+) -> Iterator[tuple[str, str, Any]]:
+    """(key, sentence, value) of what a search of a schedule, in a recording of so many steps, cannot work with.
+    `given` says whether the user set a key."""
+    method, steps, search = sampler["sample_method"], sampler["num_sampling_steps"], sampler["search"]
+    for name in ("neighbour_type", "monte_carlo_iters", "videos_path"):
+        if search != "ays" and given(name):
+            yield name, "belongs to sampler.search=ays", sampler[name]
+    if search is None:
+        if sampler["save_dir"] is not None:
+            yield "save_dir", "no schedule is searched that could be put there (sampler.search)", sampler["save_dir"]
+        return
+    if method not in SCHEDULED:
+        yield "search", f"{method} takes no schedule; expected one of {', '.join(SCHEDULED)}", search
+        return
+    if sampler["schedule"] is not None:
+        yield "schedule", "a schedule is given or searched, not both", sampler["schedule"]
+    if search == "ays":
+        folder = sampler["videos_path"]
+        if folder is not None and not videos(Path(folder)):
+            yield "videos_path", "there is no folder with .mp4 files", folder
+        if steps < 3:
+            yield "num_sampling_steps", "expected at least 3: the ends stay where they are", steps
+        return
+    if method in NOISY and sampler["noise"] != "path":
+        sentence = "steps that are left out can only be judged on noise that is the same for all; expected path"
+        yield "noise", sentence, sampler["noise"]
+    if not 2 <= steps < recorded:
+        sentence = f"expected 2 to {recorded - 1}, fewer than the {recorded} of recording.steps that are searched in"
+        yield "num_sampling_steps", sentence, steps

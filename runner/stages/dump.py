@@ -1,8 +1,9 @@
 """dump: run the float model once and keep what every later stage needs (runner/recording.py names the files).
 
 Calibration prompts are recorded: the transformer's calls, streamed to disk, the statistics of every linear's input, the
-latents and predictions of every step. Of the prompts that a search checks its answer on, the steps are kept. What
-sample will generate is run too, as the float reference of the comparison. Caches are never active.
+latents and predictions of every step. Of the prompts that a schedule is searched on, and of those that a search checks
+its answer on, the steps are kept. What sample will generate is run too, as the float reference of the comparison.
+Caches are never active.
 """
 
 from __future__ import annotations
@@ -40,12 +41,17 @@ VERIFICATION_SEED = 1_000_000
 
 
 def parts(prompts: Mapping[str, list[str]], seed: int, batch_size: int) -> list[Part]:
-    """Calibration prompts first, each recorded alone, then those that a search checks its answer on; then the reference
-    prompts, unless one run serves both. `prompts` are lists by what for: calibration, verification, text."""
-    wanted = [(prompt, index, ["calibration"]) for index, prompt in enumerate(prompts.get("calibration", []))]
-    wanted += [(prompt, index, ["verification"]) for index, prompt in enumerate(prompts.get("verification", []))]
+    """Recorded prompts first, each alone, then those that a search checks its answer on; then the reference prompts,
+    unless one run serves both. `prompts` are lists by what for: calibration or trajectory, verification, text."""
+    wanted = [
+        (prompt, index, [role])
+        for role in ("calibration", "trajectory", "verification")
+        for index, prompt in enumerate(prompts.get(role, []))
+    ]
     for index, prompt in enumerate(prompts.get("text", [])):
-        same = next((w for w in wanted if w[:2] == (prompt, index) and w[2][0] == "calibration"), None)
+        same = next(
+            (w for w in wanted if w[:2] == (prompt, index) and w[2][0] != "verification" and "text" not in w[2]), None
+        )
         # A batched reference is another computation than the recorded single one: its bits may differ.
         if same and batch_size == 1:
             same[2].append("text")

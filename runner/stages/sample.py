@@ -50,7 +50,8 @@ def run(context: Context, draft: Path) -> None:
                 float_transformer, pipeline.transformer, call, context.hardware, **config["timing"]
             )
     if config["sample"]["compare"]:
-        references = Recording(context.artifacts["dump"]).parts("text")
+        # A searched schedule is compared with the longer run that it was searched in.
+        references = Recording(context.artifacts.get("dump-schedule") or context.artifacts["dump"]).parts("text")
         lpips, clip = config["sample"]["lpips"], config["sample"]["clip"]
         metrics |= compare(
             map(_clip, references),

@@ -164,8 +164,6 @@ def test_value_out_of_bounds(checked, argument, says):
     [
         "show=estimate", "quant.scheme=w8a8_dynamic",
         "cache.policy=dit", "cache.config=a.json", "cache.ratio=1.3", "cache.save_path=a.json",
-        "sampler.search=restep", "sampler.neighbour_type=uniform",
-        "sampler.monte_carlo_iters=5", "sampler.videos_path=videos", "sampler.save_dir=there",
         "parallel.ulysses=2", "parallel.vae=true", "hardware.device=npu", "hardware.device=gcu",
     ],
 )  # fmt: skip
@@ -408,3 +406,47 @@ def test_an_installation_without_them_says_so(composed, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path / "nowhere")
     with pytest.raises(Refused, match="this installation lacks its weights"):
         composed("+recipe=osp12_w8a8")
+
+
+SEARCH = ("sampler.search=recording", "sampler.noise=path", "sampler.num_sampling_steps=50")
+
+
+def test_a_search_of_a_schedule(checked):
+    assert checked(*SEARCH).config["sampler"]["search"] == "recording"
+    assert checked("+recipe=osp12_schedule").config["sampler"]["noise"] == "path"
+
+
+@pytest.mark.parametrize("method", ["HeunDiscrete", "KDPM2AncestralDiscrete", "PNDM", "DDPM", "DEISMultistep",
+                                    "DPMSolverSinglestep"])  # fmt: skip
+def test_methods_that_no_schedule_can_be_searched_for_are_refused_by_name(checked, method):
+    found = refusal(checked, *SEARCH[::2], f"sampler.sample_method={method}")
+    assert f"{method} takes no schedule; expected one of EulerAncestralDiscrete" in found["sampler.search"]
+
+
+def test_a_search_needs_noise_that_is_the_same_for_all_schedules(checked):
+    assert "expected path" in refusal(checked, *SEARCH[::2])["sampler.noise"]
+    checked(*SEARCH[::2], "sampler.sample_method=DDIM")
+
+
+def test_a_search_has_more_steps_to_choose_from_than_it_keeps(checked, tmp_path):
+    assert (
+        "expected 2 to 99"
+        in refusal(checked, *SEARCH[:2], "sampler.num_sampling_steps=100")["sampler.num_sampling_steps"]
+    )
+    (tmp_path / "mine.txt").write_text("[0.01, 0.5, 0.9]")
+    assert "not both" in refusal(checked, *SEARCH[:2], "sampler.schedule=mine.txt")["sampler.schedule"]
+    assert "no schedule is searched" in refusal(checked, "sampler.save_dir=there")["sampler.save_dir"]
+
+
+def test_align_your_steps_has_keys_of_its_own(checked, tmp_path):
+    ays = ("sampler.search=ays", "sampler.num_sampling_steps=50")
+    assert checked(*ays, "sampler.neighbour_type=random").config["sampler"]["monte_carlo_iters"] == 5
+    for argument in ("sampler.neighbour_type=uniform", "sampler.monte_carlo_iters=5", "sampler.videos_path=videos"):
+        for search in (SEARCH, ()):
+            found = refusal(checked, argument, *search)
+            assert "belongs to sampler.search=ays" in found[argument.partition("=")[0]]
+    assert "no folder with .mp4" in refusal(checked, *ays, "sampler.videos_path=videos")["sampler.videos_path"]
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "a.mp4").touch()
+    assert checked(*ays, "sampler.videos_path=videos").config["sampler"]["videos_path"] == str(tmp_path / "videos")
+    assert "at least 3" in refusal(checked, ays[0], "sampler.num_sampling_steps=2")["sampler.num_sampling_steps"]

@@ -40,8 +40,8 @@ SAMPLE_ALONE = {
 NOTHING = {
     "name": "other", "output": "/elsewhere", "show": "plan", "launch": "print", "until": "sample", "redo": ["dump"],
     "model.revision": "main", "model.cache_dir": "/c", "model.keep_float": [], "quant.percentile": 99.0,
-    "quant.folder": "/q", "cache.ratio": 1.3, "cache.save_path": "/c", "sampler.neighbour_type": "uniform",
-    "sampler.monte_carlo_iters": 3, "sampler.videos_path": "/v", "recording.steps": 50,
+    "quant.folder": "/q", "cache.ratio": 1.3, "cache.save_path": "/c", "sampler.neighbour_type": "random",
+    "sampler.monte_carlo_iters": 3, "recording.steps": 50,
     "sampler.save_dir": "/s", "parallel.world_size": 2, "parallel.cfg": True, "parallel.nodes": 2,
     "parallel.master_addr": "here", "parallel.master_port": 1, "hardware.env": {"A": "1"}, "dump.folder": "/d",
     "sample.folder": "/s", "timing.warmup": 3, "timing.repeats": 9,
@@ -65,6 +65,7 @@ OPENSORA12_NOTHING = {
 }  # fmt: skip
 BY_OTHER_TESTS = {
     "sampler.search",
+    "sampler.videos_path",
     "recording.steps",
     "prompts.verification",
     "model.checkpoint",
@@ -260,7 +261,6 @@ def test_w8a8_runs_all_but_search(config):
 
 
 def searching_a_schedule(config):
-    """What no key asks for yet, for a table that is ready for it."""
     return changed(config, "sampler.search", "recording")
 
 
@@ -273,7 +273,7 @@ def test_a_stage_may_stand_twice_with_another_number_of_steps(config):
     assert long.does == short.does == "dump" and long.key != short.key
     assert long.lineage["fields"]["sampler.num_sampling_steps"] == 100 and long.forwards == 4 * 100
     assert short.lineage["fields"]["sampler.num_sampling_steps"] == 3 and short.forwards == 3
-    assert set(long.lineage["prompts"]) == {"calibration", "verification", "text"}
+    assert set(long.lineage["prompts"]) == {"trajectory", "verification", "text"}
     assert "search-schedule" in short.needs and set(short.lineage["prompts"]) == {"calibration"}
 
 
@@ -357,3 +357,33 @@ def test_forwards_count_clips(config, calibration, text, batch, dumped, sampled)
 
 def test_config_fixture_is_whole(config):
     assert {key for key, _ in leaves(config)} == set(schema_keys("osp12"))
+
+
+def test_a_search_of_a_schedule_counts_by_its_answer_s_length_and_plans_all_forwards(config):
+    config = searching_a_schedule(config)
+    before, after = plan(config), plan(changed(config, "sampler.num_sampling_steps", 7))
+    assert before["dump-schedule"].key == after["dump-schedule"].key
+    assert before["search-schedule"].key != after["search-schedule"].key
+    row = before["search-schedule"]
+    # 20 coarse steps; errors at 2, 5, 7, 10, 12, 14, 17, 19 of them; three schedules of 3 steps
+    assert row.at_most and row.forwards == 20 + (8 * 20 - 86) + 3 * 3
+    assert plan(changed(config, "sampler.guidance_batch", "separate"))["search-schedule"].forwards == 2 * row.forwards
+
+
+def test_align_your_steps_counts_by_its_own_keys_and_by_the_content_of_its_videos(config, tmp_path):
+    config = changed(config, "sampler.search", "ays")
+    before = plan(config)
+    assert set(before["dump-schedule"].lineage["prompts"]) == {"trajectory", "text"}
+    row = before["search-schedule"]
+    assert not row.at_most and row.forwards == (3 - 2) * 11 * 5 * 2
+    for key, other in (("neighbour_type", "random"), ("monte_carlo_iters", 3)):
+        assert keys(changed(config, f"sampler.{key}", other))["search-schedule"] != row.key
+
+    (tmp_path / "a.mp4").write_bytes(b"one")
+    filmed = changed(config, "sampler.videos_path", str(tmp_path))
+    first = plan(filmed)
+    assert set(first["dump-schedule"].lineage["prompts"]) == {"text"}
+    (tmp_path / "b.mp4").write_bytes(b"two")
+    assert keys(filmed)["search-schedule"] != first["search-schedule"].key
+    filmed["sample"]["compare"] = False
+    assert plan(filmed)["dump-schedule"].action == "skip"

@@ -295,3 +295,58 @@ def test_the_report_needs_no_torch() -> None:
 )
 def test_numbers_read_well(text: str, expected: str) -> None:
     assert text.replace("\u202f", " ") == expected
+
+
+def with_schedule(folder: Path) -> Path:
+    """The run as one that sampled 3 steps searched in 6."""
+    described = read_json(folder / "run.json")
+    described["config"]["recording"] = {"steps": 6}
+    described["config"]["sampler"] |= {"search": "recording", "num_sampling_steps": 3}
+    write_json(folder / "run.json", described)
+    plan = read_json(folder / "plan.json")
+    rows = {row["stage"]: row for row in plan["stages"]}
+    searched = {**rows["dump"], "stage": "search-schedule", "action": "run"}
+    plan["stages"] = [{**rows["dump"], "stage": "dump-schedule"}, searched, rows["sample"]]
+    write_json(folder / "plan.json", plan)
+    (folder / "dump").rename(folder / "dump-schedule")
+    tried = [
+        {"name": "errors as they point", "timesteps": [999.0, 600.0, 99.5], "predicted": 0.0512, "error": 0.0623},
+        {"name": "uniform", "timesteps": [999.0, 500.0, 1.0], "predicted": None, "error": 0.111},
+    ]
+    write_json(folder / "search-schedule/search.json", {
+        "chosen": "errors as they point", "uniform": [999.0, 500.0, 1.0], "tried": tried, "forwards": 159,
+        "recorded": {"timesteps": [999.0, 800.0, 600.0, 400.0, 99.5, 1.0], "gains": [0.1] * 7, "prompts": 2},
+    })  # fmt: skip
+    return folder
+
+
+def test_a_searched_schedule_stands_beside_the_solver_s_own(run_folder: Path) -> None:
+    text = page_of(with_schedule(run_folder)).text
+    for words in (
+        "3 steps in place of 6; A W8A8 step is 1.17× as fast as a float one; 31.4 dB median PSNR",
+        "float and 3 steps + W8A8",
+        "3 timesteps searched in 6 recorded ones, on 2 prompts, beside those that the solver takes by itself",
+        "The search evaluated the model 159 times.",
+        "errors as they point chosen 0.0512 0.0623",
+        "uniform – 0.111",
+    ):
+        assert words in text, words
+    html = (run_folder / "report.html").read_text()
+    svg = re.search(r'<svg class="scatter".*?</svg>', html, re.DOTALL)
+    assert svg is not None and svg[0].count("<polyline") == 2 and svg[0].count("<circle") == 3
+    assert 'src="dump-schedule/videos/prompt-001.mp4"' in html and 'src="sample/videos/prompt-000.mp4"' in html
+    searched = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg[0])
+    own = [point.split(",") for point in re.findall(r'class="under" points="([^"]+)"', svg[0])[0].split()]
+    assert [x for x, _ in searched] == [x for x, _ in own] and list(searched[0]) == own[0]
+    assert float(searched[1][1]) < float(own[1][1]), "up is the larger timestep"
+
+
+def test_align_your_steps_stands_beside_the_solver_s_own(run_folder: Path) -> None:
+    with_schedule(run_folder)
+    name = "Align Your Steps"
+    tried = [{"name": name, "timesteps": [999.0, 600.0, 1.0], "predicted": None, "error": None}]
+    found = {"search": "ays", "chosen": name, "uniform": [999.0, 500.0, 1.0], "tried": tried, "forwards": 110}
+    write_json(run_folder / "search-schedule/search.json", found)
+    assert "3 timesteps by Align Your Steps, beside those that the solver takes by itself" in page_of(run_folder).text
+    write_json(run_folder / "search-schedule/search.json", {"search": "ays"})  # cut short
+    assert "by Align Your Steps" not in page_of(run_folder).text

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.desk.report import wording
-from runner.desk.report.read import Clip, Layer, Run, number, pick
+from runner.desk.report.read import Clip, Layer, Run, arm, number, pick
 
 WORST_LAYERS = 12
 
@@ -58,8 +58,15 @@ def verdict(run: Run) -> str:
     if run.arm is None:
         clips = f"{len(run.clips)} clip{'' if len(run.clips) == 1 else 's'}"
         return f"A float run: {clips} from the model as it is, nothing quantized."
-    parts = [part for part in (_speed_part(run), _quality_part(run)) if part]
+    parts = [part for part in (_steps_part(run), _speed_part(run), _quality_part(run)) if part]
     return "; ".join(parts) + "." if parts else f"Done: {run.arm}. Nothing was compared with float."
+
+
+def _steps_part(run: Run) -> str:
+    steps, recorded = number(run.config, "sampler", "num_sampling_steps"), number(run.config, "recording", "steps")
+    if not run.schedule or steps is None or recorded is None:
+        return ""
+    return f"{steps:.0f} steps in place of {recorded:.0f}"
 
 
 def _speed_part(run: Run) -> str:
@@ -67,11 +74,12 @@ def _speed_part(run: Run) -> str:
     if ratio is None:
         return ""
     low, high = _bounds(run.measured["step_seconds"]["ratio"]) or (ratio, ratio)
+    model = arm(run.config, schedule=False)
     if low <= 1 <= high:
-        return f"A {run.arm} step takes about as long as a float one"
+        return f"A {model} step takes about as long as a float one"
     if ratio > 1:
-        return f"A {run.arm} step is {wording.times(ratio)} as fast as a float one"
-    return f"A {run.arm} step takes {wording.times(1 / ratio)} as long as a float one"
+        return f"A {model} step is {wording.times(ratio)} as fast as a float one"
+    return f"A {model} step takes {wording.times(1 / ratio)} as long as a float one"
 
 
 def _quality_part(run: Run) -> str:

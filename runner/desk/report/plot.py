@@ -30,8 +30,16 @@ class Axis:
     show: Callable[[float], str]
 
 
-def scatter(points: Sequence[Point], x: Axis, y: Axis, name: str, joined: bool = False) -> Markup:
-    """Points over two axes, each with its label; `joined`: a line through them from left to right.
+def scatter(
+    points: Sequence[Point],
+    x: Axis,
+    y: Axis,
+    name: str,
+    joined: bool = False,
+    under: Sequence[tuple[float, float]] = (),
+) -> Markup:
+    """Points over two axes, each with its label; `joined`: a line through them from left to right; `under`: a line of
+    its own beneath them.
 
     `name` makes the ids of this plot its own on a page. Points that are not finite are left out; without any that is
     left the plot is empty.
@@ -39,7 +47,8 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, name: str, joined: bool =
     points = sorted((p for p in points if math.isfinite(p.x) and math.isfinite(p.y)), key=lambda p: (p.x, p.y, p.label))
     if not points:
         return Markup("")
-    across, up = ticks([p.x for p in points], x.show), ticks([p.y for p in points], y.show)
+    across = ticks([*(p.x for p in points), *(a for a, _ in under)], x.show)
+    up = ticks([*(p.y for p in points), *(b for _, b in under)], y.show)
 
     def px(value: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (value - across[0]) / (across[-1] - across[0])
@@ -61,6 +70,9 @@ def scatter(points: Sequence[Point], x: Axis, y: Axis, name: str, joined: bool =
             f'<text class="tick middle" x="{px(value):.1f}" y="{HEIGHT - BOTTOM + 16}">{escape(x.show(value))}</text>'
         )
     lines.append(f'<text class="axis end" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(x.label)}</text>')
+    if under:
+        path = " ".join(f"{px(a):.1f},{py(b):.1f}" for a, b in under)
+        lines.append(f'<polyline class="under" points="{path}"/>')
     if joined:
         path = " ".join(f"{px(p.x):.1f},{py(p.y):.1f}" for p in points)
         lines.append(f'<polyline class="joined" points="{path}"/>')

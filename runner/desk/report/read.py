@@ -63,7 +63,7 @@ class Run:
     """Everything that a page says about a run.
 
     Mappings are JSON as it was read: `summary` and `ledger` of sample/metrics.json, `measured` and `recorded` of
-    measurements/sample.json and measurements/dump.json.
+    measurements/sample.json and measurements/dump.json, `schedule` of search-schedule/search.json.
     """
 
     folder: Path
@@ -86,6 +86,7 @@ class Run:
     ledger: Mapping[str, Any]
     measured: Mapping[str, Any]
     recorded: Mapping[str, Any]
+    schedule: Mapping[str, Any]
     layers: Sequence[Layer]
     float_bytes: int | None
     export_bytes: int | None
@@ -97,9 +98,7 @@ class Run:
     @property
     def arm(self) -> str | None:
         """What the float reference is compared with ("W8A8"), None for a run that changes nothing."""
-        changes = [pick(self.config, "quant", "scheme"), pick(self.config, "cache", "policy")]
-        names = [str(change).upper() for change in changes if change not in (None, "none")]
-        return " + ".join(names) or None
+        return arm(self.config)
 
 
 @dataclass
@@ -139,8 +138,9 @@ def read_run(folder: Path) -> Run:
     done = status.get("state") == "done"
     stages = _stages(reader, plan, status)
     made = {stage.name for stage in stages if stage.state in ("done", "reused")}
-    quantized = pick(config, "quant", "scheme") not in (None, "none")
-    compared = quantized and pick(config, "sample", "compare") is not False
+    long = "dump-schedule" if "dump-schedule" in made else "dump"  # the run that samples are compared with
+    changed = arm(config) is not None
+    compared = changed and pick(config, "sample", "compare") is not False
     metrics = reader.mapping("sample/metrics.json", expected="sample" in made and compared)
     sheet = folder / "sample" / "contact_sheet.png"
     exports = [file for pattern in EXPORTS for file in sorted((folder / "quantize").glob(pattern))]
@@ -158,13 +158,14 @@ def read_run(folder: Path) -> Run:
         traceback=next((name for name in ("traceback.txt", "run.log") if (folder / name).is_file()), None),
         seconds=number(status, "seconds"),
         stages=stages,
-        clips=_clips(reader, metrics, quantized, done and "sample" in made),
+        clips=_clips(reader, metrics, long, changed, done and "sample" in made),
         contact_sheet="sample/contact_sheet.png" if sheet.is_file() else None,
         contact_sheet_size=png_size(sheet),
         summary=_mapping(metrics.get("summary")),
         ledger=_mapping(metrics.get("ledger")),
         measured=reader.mapping("measurements/sample.json", expected="sample" in made),
-        recorded=reader.mapping("measurements/dump.json", expected=False),
+        recorded=reader.mapping(f"measurements/{long}.json", expected=False),
+        schedule=reader.mapping("search-schedule/search.json", expected="search-schedule" in made),
         layers=_layers(reader.rows("quantize/layers.json", expected="quantize" in made)),
         float_bytes=_float_bytes(_mapping(run.get("checkpoint")), _mapping(metrics.get("ledger"))),
         export_bytes=sum(file.stat().st_size for file in exports) or None,
@@ -173,6 +174,16 @@ def read_run(folder: Path) -> Run:
         rerun=reader.mapping("rerun.json", expected=False),
         gaps=reader.gaps,
     )
+
+
+def arm(config: Mapping[str, Any], schedule: bool = True) -> str | None:
+    """What a run of this configuration changes: how it quantizes, what it reuses, and (`schedule`) which steps it
+    takes."""
+    changes = [pick(config, "quant", "scheme"), pick(config, "cache", "policy")]
+    names = [str(change).upper() for change in changes if change not in (None, "none")]
+    if schedule and pick(config, "sampler", "search") is not None:
+        names.insert(0, f"{pick(config, 'sampler', 'num_sampling_steps')} steps")
+    return " + ".join(names) or None
 
 
 def pick(mapping: Any, *keys: str) -> Any:
@@ -232,11 +243,11 @@ def _stages(reader: Reader, plan: Mapping[str, Any], status: Mapping[str, Any]) 
     return stages
 
 
-def _clips(reader: Reader, metrics: Mapping[str, Any], quantized: bool, sampled: bool) -> list[Clip]:
+def _clips(reader: Reader, metrics: Mapping[str, Any], dump: str, changed: bool, sampled: bool) -> list[Clip]:
     """One clip for each prompt that sample made, or will make: dump's reference beside it, told by prompt and seed."""
     references = {
-        (row.get("prompt"), row.get("seed")): _picture(reader.folder, "dump", row)
-        for row in reader.rows("dump/prompts.json", expected=False)
+        (row.get("prompt"), row.get("seed")): _picture(reader.folder, dump, row)
+        for row in reader.rows(f"{dump}/prompts.json", expected=False)
         if "text" in (row.get("roles") or ["text"])
     }
     figures = {row.get("index"): row for row in _rows(metrics.get("prompts"))}
@@ -244,7 +255,7 @@ def _clips(reader: Reader, metrics: Mapping[str, Any], quantized: bool, sampled:
     for place, row in enumerate(reader.rows("sample/prompts.json", expected=sampled)):
         prompt, seed = row.get("prompt"), row.get("seed")
         reference, made = references.get((prompt, seed)), _picture(reader.folder, "sample", row, place)
-        if not quantized:
+        if not changed:
             reference, made = made or reference, None
         clips.append(Clip(str(prompt), seed, reference, made, figures.get(row.get("index", place), {})))
     if not clips:

@@ -9,6 +9,7 @@ from runner.desk.report import wording
 from runner.desk.report.files import Entry
 from runner.desk.report.ledger import clip_figures, highlights, ledger, verdict, worst_layers
 from runner.desk.report.page import Section, render, write_page
+from runner.desk.report.plot import Axis, Point, scatter
 from runner.desk.report.read import Run, number, pick, read_run
 
 CLIPS_AT_ONCE = 12  # more of them wait behind a click, or a run of 300 prompts would load 600 videos
@@ -41,6 +42,27 @@ def cost(run: Run) -> Section | None:
     return Section("cost.html.jinja", {"ledger": groups, "machine": machine}) if groups else None
 
 
+def schedule(run: Run) -> Section | None:
+    """The timesteps that a search found, beside the solver's own, and how those that were tried came out."""
+    search = run.schedule
+    tried = [row for row in search.get("tried", []) if isinstance(row, dict)]
+    searched = next((row.get("timesteps") for row in tried if row.get("name") == search.get("chosen")), None)
+    if not searched or not search.get("uniform"):
+        return None
+    points = [Point("", n, t) for n, t in enumerate(searched, 1)]
+    axes = Axis("step", "{:.0f}".format), Axis("timestep", "{:.0f}".format)
+    svg = scatter(points, *axes, "schedule-plot", joined=True, under=list(enumerate(search["uniform"], 1)))
+    values = {
+        "steps": len(searched),
+        "recorded": len(pick(search, "recorded", "timesteps") or ()),
+        "prompts": number(search, "recorded", "prompts"),
+        "forwards": number(search, "forwards"),
+        "chosen": search["chosen"],
+        "tried": [(str(row.get("name")), number(row, "predicted"), number(row, "error")) for row in tried],
+    }
+    return Section("schedule.html.jinja", {"svg": svg, **values})
+
+
 def layers(run: Run) -> Section | None:
     """What quantize did to each layer."""
     kept = [layer for layer in run.layers if not layer.quantized]
@@ -65,7 +87,7 @@ def again(run: Run) -> Section:
 
 
 # In the order of the page. A section that has nothing to show is None.
-SECTIONS: tuple[Callable[[Run], Section | None], ...] = (clips, cost, layers, stages, files, again)
+SECTIONS: tuple[Callable[[Run], Section | None], ...] = (clips, cost, schedule, layers, stages, files, again)
 
 
 def video_box(run: Run) -> dict[str, Any]:

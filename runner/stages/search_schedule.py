@@ -1,0 +1,184 @@
+"""search-schedule: the K timesteps that keep closest to a recorded run of N steps, or Align Your Steps'.
+
+In a recording, what is best on paper is tried on a prompt that dump recorded for this, with noise of its own, beside
+the solver's own timesteps; the one that comes out closest is written. search.json says what was found on the way.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from runner.bench import Context
+from runner.generation import generate
+from runner.media import read_clip
+from runner.metrics.video import relative_error
+from runner.recording import Recording, Steps
+from runner.sampler import ays, probes, schedules
+from runner.sampler.jumps import is_preserving
+from runner.sampler.rules import videos
+from runner.sampler.search import Trajectories, Walk, candidates, gains_of_all, measure_gains
+
+RESULT = "search.json"
+
+
+def run(context: Context, draft: Path) -> None:
+    pipeline, search = context.pipeline(), context.config["sampler"]["search"]
+    with counted(pipeline.transformer) as forwards:
+        found = {"recording": in_recording, "ays": aligned}[search](context, pipeline)
+    chosen = min(found["tried"], key=lambda tried: tried["error"] or 0.0)
+    schedules.write(chosen["timesteps"], draft / schedules.NAME)
+    found |= {"chosen": chosen["name"], "forwards": forwards()}
+    (draft / RESULT).write_text(json.dumps(found, indent=2))
+
+
+def in_recording(context: Context, pipeline: Any) -> dict[str, Any]:
+    """Dynamic programming on the errors of jumps, weighed by measured gains."""
+    recording = Recording(context.artifacts["dump-schedule"])
+    sampler, (verified,) = context.config["sampler"], recording.entries("verification")
+    steps = sampler["num_sampling_steps"]
+    runs = Trajectories(sampler["sample_method"], pipeline.scheduler)
+    entries = recording.entries("trajectory")
+    for part in recording.parts("trajectory"):
+        runs.add(recording.trajectory(part), recording.final(part))
+    evaluations = probes.evaluations(len(runs.timesteps), len(entries)) + probes.TRIED * steps
+    uniform = own_timesteps(pipeline, steps)
+    with context.progress(evaluations) as ticker:
+        with first_order(pipeline):
+            measured = measure_gains(runs, walker(context, pipeline, entries, ticker.advance))
+        gains = gains_of_all(measured, len(runs.timesteps))
+        walk, wanted = (
+            walker(context, pipeline, [verified], ticker.advance),
+            recording.final(recording.folder / verified["folder"]),
+        )
+        tried = [
+            {**asdict(candidate), "error": relative_error(walk(0, candidate.timesteps)[1], wanted)}
+            for candidate in candidates(runs, gains, steps, uniform)
+        ]
+    return {
+        "search": "recording",
+        "recorded": {"timesteps": runs.timesteps, "gains": gains, "prompts": len(entries)},
+        "perturbed": [asdict(gain) for gain in measured],
+        "uniform": uniform,
+        "tried": tried,
+    }
+
+
+def aligned(context: Context, pipeline: Any) -> dict[str, Any]:
+    """Align Your Steps: from the solver's own timesteps, on the results of the recorded prompts or on videos."""
+    sampler = context.config["sampler"]
+    uniform = own_timesteps(pipeline, sampler["num_sampling_steps"])
+    alphas = pipeline.scheduler.alphas_cumprod.double()
+    levels = ays.Levels(((1 - alphas) / alphas).sqrt().numpy())
+    preserving = is_preserving(sampler["sample_method"])
+    config, entries, clean = clean_latents(context, pipeline)
+
+    def denoise(number: int, state: Tensor, sigma: float, timestep: float) -> Tensor:
+        """A solver that steps from here to the end of the process arrives at what the model takes for x0."""
+        latents = state * (1 + sigma**2) ** -0.5 if preserving else state
+        entry = entries[number]
+        result = generate(
+            pipeline,
+            config,
+            [entry["prompt"]],
+            [entry["seed"]],
+            context.hardware,
+            decode=False,
+            timesteps=[timestep],
+            latents=latents,
+        )
+        return result.latents
+
+    kind, iters = sampler["neighbour_type"], sampler["monte_carlo_iters"]
+    with context.progress(max(0, len(uniform) - 2)) as ticker:
+        found = ays.align(uniform, levels, clean, denoise, kind, iters, context.config["seed"], ticker.advance)
+    return {
+        "search": "ays",
+        "uniform": uniform,
+        "tried": [{"name": "Align Your Steps", "timesteps": found, "predicted": None, "error": None}],
+    }
+
+
+def clean_latents(
+    context: Context, pipeline: Any
+) -> tuple[Mapping[str, Any], Sequence[Mapping[str, Any]], list[Tensor]]:
+    """The configuration to denoise under, and the prompt, seed and latents [1,C,T,H,W] of clean clips. What a user's
+    videos show is not known: they are denoised without prompt and guidance."""
+    config = context.config
+    if config["sampler"]["videos_path"] is None:
+        recording = Recording(context.artifacts["dump-schedule"])
+        return config, recording.entries("trajectory"), list(map(recording.final, recording.parts("trajectory")))
+    model, clean = config["model"], []
+    for file in videos(Path(config["sampler"]["videos_path"])):
+        frames = torch.from_numpy(read_clip(file, model["num_frames"], model["height"], model["width"]))
+        pixels = frames.permute(3, 0, 1, 2)[None].to(pipeline.vae.device, pipeline.vae.dtype) / 127.5 - 1
+        with torch.inference_mode():
+            clean.append((pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.scaling_factor).cpu())
+    unguided = {**config, "sampler": {**config["sampler"], "guidance_scale": 1.0}}
+    return unguided, [{"prompt": "", "seed": config["seed"] + n} for n in range(len(clean))], clean
+
+
+def own_timesteps(pipeline: Any, steps: int) -> list[float]:
+    """What the solver takes where it is not told."""
+    pipeline.scheduler.set_timesteps(steps)
+    return [float(t) for t in pipeline.scheduler.timesteps]
+
+
+def walker(context: Context, pipeline: Any, entries: Sequence[Mapping[str, Any]], on_step: Callable[[], None]) -> Walk:
+    """Runs over given timesteps, each of one of these recorded prompts and on its noise."""
+
+    def walk(prompt: int, timesteps: Sequence[float], latents: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+        states: list[Tensor] = []
+        entry = entries[prompt]
+        with Steps(pipeline) as steps:
+            steps.before.append(lambda position, timestep, latents, prediction: states.append(latents.clone()))
+            result = generate(
+                pipeline,
+                context.config,
+                [entry["prompt"]],
+                [entry["seed"]],
+                context.hardware,
+                on_step,
+                decode=False,
+                timesteps=timesteps,
+                latents=latents,
+            )
+        return states, result.latents
+
+    return walk
+
+
+@contextmanager
+def first_order(pipeline: Any) -> Iterator[None]:
+    """Have a solver of higher order take steps of first order, as it must where it starts: continuations from the
+    middle of a run then differ from it in the added error alone."""
+    own = pipeline.scheduler
+    if own.config.get("solver_order", 1) > 1:
+        pipeline.scheduler = type(own).from_config(own.config, solver_order=1)
+    try:
+        yield
+    finally:
+        pipeline.scheduler = own
+
+
+@contextmanager
+def counted(transformer: nn.Module) -> Iterator[Callable[[], int]]:
+    """How often the transformer has been called since; a guided pair in one batch is one."""
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    hook = transformer.register_forward_hook(count)
+    try:
+        yield lambda: calls
+    finally:
+        hook.remove()

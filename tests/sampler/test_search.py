@@ -1,0 +1,74 @@
+"""What becomes of an error, and which schedules are tried, with a made-up model in the recorded one's place."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from runner.sampler import exact, make_scheduler, probes
+from runner.sampler.search import Gain, Trajectories, candidates, gains_of_all, measure_gains
+
+SHAPE = (1, 4, 2, 3, 3)
+
+
+def recorded(method="EulerDiscrete", steps=20, prompts=2):
+    scheduler = exact(make_scheduler(method))
+    scheduler.set_timesteps(steps)
+    runs = Trajectories(method, scheduler)
+    for prompt in range(prompts):
+        generator = torch.Generator().manual_seed(prompt)
+        taken = [
+            SimpleNamespace(
+                timestep=float(t),
+                latents=torch.randn(SHAPE, generator=generator),
+                prediction=torch.randn(SHAPE, generator=generator),
+            )
+            for t in scheduler.timesteps
+        ]
+        runs.add(taken, torch.randn(SHAPE, generator=generator))
+    return runs
+
+
+def test_a_gain_is_the_share_of_an_error_that_is_left():
+    runs, forwards, asked = recorded(), 0, []
+
+    def walk(prompt, timesteps, latents=None):
+        """A model under which a third of what is added at any node is left."""
+        nonlocal forwards
+        forwards += len(timesteps)
+        asked.append((prompt, len(timesteps)))
+        states = [torch.zeros(SHAPE, dtype=torch.float64) for _ in timesteps]
+        if latents is None:
+            return states, torch.ones(SHAPE, dtype=torch.float64)
+        states[0] = latents.double()
+        return states, torch.ones(SHAPE, dtype=torch.float64) + latents.double() / 3
+
+    found = measure_gains(runs, walk)
+    assert [gain.gain for gain in found] == pytest.approx([1 / 3] * len(found), rel=1e-5)
+    assert forwards == probes.evaluations(20, 2) and len(found) <= probes.PERTURBED
+    assert {gain.prompt for gain in found} == {0, 1} and all(gain.size > 0 for gain in found)
+
+
+def test_between_measured_nodes_the_logarithm_of_the_gain_is_linear():
+    gains = gains_of_all([Gain(4, 0, 1.0, 0.01), Gain(8, 1, 1.0, 1.0)], 12)
+    assert len(gains) == 13
+    assert gains[:5] == pytest.approx([0.01] * 5) and gains[6] == pytest.approx(0.1) and gains[8:] == [1.0] * 5
+    assert gains_of_all([], 3) == [1.0] * 4
+
+
+def test_the_solver_s_own_timesteps_are_among_those_that_are_tried():
+    runs = recorded()
+    uniform = [999.0, 500.0, 10.0]
+    found = candidates(runs, [1.0] * 21, 3, uniform)
+    assert 2 <= len(found) <= probes.TRIED and found[-1].timesteps == uniform and found[-1].predicted is None
+    assert len({tuple(each.timesteps) for each in found}) == len(found)
+    for each in found[:-1]:
+        assert set(each.timesteps) <= set(runs.timesteps) and each.timesteps[0] == runs.timesteps[0]
+    assert found[0].predicted <= found[-2].predicted
+
+
+def test_prompts_recorded_over_other_steps_are_an_error():
+    runs = recorded()
+    step = SimpleNamespace(timestep=3.0, latents=torch.zeros(SHAPE), prediction=torch.zeros(SHAPE))
+    with pytest.raises(ValueError, match="same timesteps"):
+        runs.add([step], torch.zeros(SHAPE))
