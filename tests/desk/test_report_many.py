@@ -141,5 +141,33 @@ def test_points_lie_where_they_should() -> None:
     svg = scatter(points, Axis("x <1>", str), Axis("y", wording.decibel), "plot")
     (ax, ay), (bx, by) = re.findall(r'<circle cx="([\d.]+)" cy="([\d.]+)"', svg)
     assert float(ax) < float(bx) and float(ay) > float(by), "up is more"
-    assert "y against x &lt;1&gt;" in svg and "c" not in re.findall(r'class="label \w+"[^>]*>(.*?)<', svg)
+    assert "y against x &lt;1&gt;" in svg and "c" not in re.findall(r'class="label"[^>]*>(.*?)<', svg)
     assert scatter([], Axis("x", str), Axis("y", str), "plot") == ""
+
+
+def test_labels_do_not_stand_on_each_other() -> None:
+    points = [Point(f"2026-11-21_16-04-13/{n}", 1 + n / 50, 10) for n in range(4)]
+    svg = scatter([*points, Point("far", 2, 20)], Axis("x", str), Axis("y", str), "plot")
+    found = re.findall(r'class="label" x="([\d.]+)" y="([\d.]+)">(.*?)<', svg)
+    boxes = [(float(x), float(y), float(x) + 6.2 * len(label)) for x, y, label in found]
+    assert len(boxes) == 5
+    for place, (left, base, right) in enumerate(boxes):
+        assert 0 <= left and right <= 360
+        for other in boxes[:place]:
+            assert right <= other[0] or other[2] <= left or abs(base - other[1]) >= 12
+
+
+def test_references_that_differ_stand_before_their_own(sweep: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other")
+    html = write_many([sweep / "0", sweep / "1", other], tmp_path / "page.html", "three").read_text(encoding="utf-8")
+    first = re.search(rf"<figcaption>{PROMPTS[0]}.*?</figure>", html, re.DOTALL)[0]
+    labels = re.findall(r"<small>(.*?)</small>", first)
+    assert [label.partition(":")[0] for label in labels] == ["float of 0", "0", "1", "float of other", "other"]
+
+
+def test_where_a_run_was_put_is_no_difference(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        told = read_json(make_run(tmp_path / name) / "run.json")
+        told["config"]["output"] = f"/somewhere/{name}"
+        write_json(tmp_path / name / "run.json", told)
+    assert "output" not in compare([tmp_path / "one", tmp_path / "two"]).keys

@@ -65,7 +65,7 @@ def members(folder: Path) -> list[Path]:
 def compare(folders: Sequence[Path]) -> Comparison:
     """What tells these runs apart. Raises FileNotFoundError where one is no folder."""
     runs = [read_run(folder) for folder in folders]
-    settings = [dict(leaves(run.config)) for run in runs]
+    settings = [{key: value for key, value in leaves(run.config) if key != "output"} for run in runs]
     names = dict.fromkeys(key for told in settings for key in told)
     keys = [key for key in names if _differ([told[key] for told in settings if key in told])]
     values = {figure: [figure.read(run) for run in runs] for figure in FIGURES}

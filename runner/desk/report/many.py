@@ -22,6 +22,7 @@ from runner.desk.report.run import video_box
 EAGER = 24  # videos that play when the page opens; the others wait behind a click
 LONGEST = 48  # characters of a value in a table's cell
 TELLING = ("psnr_db", "ssim", "judge", "clip", "lpips")  # figures of quality that a plot shows against cost, best first
+FLOAT = "float"  # begins what a reference is called
 COST = ("speed", "step_seconds", "clip_seconds", "weights")
 
 
@@ -116,7 +117,7 @@ def plots(comparison: Comparison, place: Path) -> Section | None:
 
 
 def clips(comparison: Comparison, place: Path) -> Section | None:
-    """The clips of each prompt side by side, float references first."""
+    """The clips of each prompt side by side: first the float reference that all have in common, else each its own."""
     prompts: dict[tuple[str, int], list[tuple[str, Path, dict[str, Any]]]] = {}
     for row in comparison.rows:
         seen: Counter[str] = Counter()
@@ -124,13 +125,14 @@ def clips(comparison: Comparison, place: Path) -> Section | None:
             shown = prompts.setdefault((clip.prompt, seen[clip.prompt]), [])
             seen[clip.prompt] += 1
             own = clip.result if row.run.arm else clip.reference  # a float run's own clip is the reference
-            for label, path in (("float", clip.reference if row.run.arm else None), (_called(row), own)):
-                if path:
-                    shown.append((label, row.run.folder / path, video_box(row.run)))
+            if row.run.arm and clip.reference:
+                shown.append((f"{FLOAT} of {row.label}", row.run.folder / clip.reference, video_box(row.run)))
+            if own:
+                shown.append((_called(row), row.run.folder / own, video_box(row.run)))
     groups, count = [], 0
     for (prompt, _), shown in prompts.items():
         videos = []
-        for label, file, box in sorted(_once(shown), key=lambda video: video[0] != "float"):
+        for label, file, box in _once(shown):
             videos.append(Shown(label, _link(file, place), box, count < EAGER))
             count += 1
         if videos:
@@ -149,12 +151,11 @@ def cell(value: Any) -> str:
 
 def _once(shown: Sequence[tuple[str, Path, dict[str, Any]]]) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Without the references that are one file, linked into many runs."""
-    seen = set()
-    for label, path, box in shown:
-        status = path.stat()
-        if label != "float" or (status.st_dev, status.st_ino) not in seen:
-            yield label, path, box
-        seen.add((status.st_dev, status.st_ino))
+    files = [(status.st_dev, status.st_ino) for status in (path.stat() for _, path, _ in shown)]
+    references = {file for file, (label, _, _) in zip(files, shown, strict=True) if label.startswith(FLOAT)}
+    for place, (label, path, box) in enumerate(shown):
+        if files[place] not in references or files[place] not in files[:place]:
+            yield FLOAT if len(references) == 1 and label.startswith(FLOAT) else label, path, box
 
 
 def _called(row: Row) -> str:

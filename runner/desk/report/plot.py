@@ -11,6 +11,9 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 360, 240  # of a scatter plot, in the units of its view box
 LEFT, RIGHT, TOP, BOTTOM = 56, 16, 12, 40
 TICKS = 5  # at most, on each axis
+LETTER, LINE = 6.2, 12  # about the width of a letter and the height of a line
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 @dataclass(frozen=True)
@@ -76,13 +79,29 @@ def scatter(
     if joined:
         path = " ".join(f"{px(p.x):.1f},{py(p.y):.1f}" for p in points)
         lines.append(f'<polyline class="joined" points="{path}"/>')
+    taken: list[Box] = [(px(p.x) - 4, py(p.y) - 4, px(p.x) + 4, py(p.y) + 4) for p in points]
     for p in points:
-        side, offset = ("end", -7) if px(p.x) > (WIDTH + LEFT) / 2 else ("start", 7)
         lines.append(f'<circle cx="{px(p.x):.1f}" cy="{py(p.y):.1f}" r="4"/>')
-        lines.append(
-            f'<text class="label {side}" x="{px(p.x) + offset:.1f}" y="{py(p.y) - 6:.1f}">{escape(p.label)}</text>'
-        )
+        if p.label:
+            left, y_text = _room(px(p.x), py(p.y), LETTER * len(p.label), taken)
+            lines.append(f'<text class="label" x="{left:.1f}" y="{y_text:.1f}">{escape(p.label)}</text>')
     return Markup("\n".join([*lines, "</svg>"]))
+
+
+def _room(x: float, y: float, width: float, taken: list[Box]) -> tuple[float, float]:
+    """Where a label beside the point (x, y) begins: the nearest place in the plot that no other label has; it is
+    `taken` then."""
+    rows = (down for far in range(5) for down in (-6 - far * LINE, 15 + far * LINE))
+    places = [(left, y + down) for down in rows for left in (x + 7, x - 7 - width)]
+    for left, base in places:
+        box = (left, base - LINE, left + width, base)
+        inside = left >= 0 and left + width <= WIDTH and base >= LINE and base <= HEIGHT - BOTTOM
+        if inside and all(box[2] < b[0] or b[2] < box[0] or box[3] <= b[1] or b[3] <= box[1] for b in taken):
+            break
+    else:
+        left, base = max(0.0, min(places[0][0], WIDTH - width)), places[0][1]
+    taken.append((left, base - LINE, left + width, base))
+    return left, base
 
 
 def ticks(values: Sequence[float], show: Callable[[float], str]) -> list[float]:
