@@ -47,7 +47,8 @@ def check(composed: DictConfig, explicitly: Explicit) -> Checked:
     from omegaconf.errors import OmegaConfBaseException
 
     checkpoint = _checkpoint(composed)
-    wanted = checkpoint_defaults(checkpoint.folder) if checkpoint and checkpoint.folder else {}
+    folder = checkpoint.folder if checkpoint and explicitly.settled is None else None
+    wanted = checkpoint_defaults(folder) if folder else {}
     taken = {
         key: value
         for key, value in wanted.items()
@@ -63,6 +64,7 @@ def check(composed: DictConfig, explicitly: Explicit) -> Checked:
             [Fault(getattr(error, "full_key", None) or "configuration", str(error).splitlines()[0])]
         ) from error
     origin = {key: explicitly.setter(key) or ("checkpoint" if key in taken else "default") for key, _ in leaves(config)}
+    origin |= {key: who for key, who in (explicitly.settled or {}).items() if key in origin}
 
     faults = _by_schema(config, explicitly.demanded)
     wrong = {fault.key for fault in faults}

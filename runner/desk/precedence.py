@@ -38,6 +38,7 @@ class Explicit:
 
     by: dict[str, str]  # full key: "command line" or "recipe"; a key speaks for all below it
     demanded: tuple[str, ...] = ()  # what the recipe wants to be given
+    settled: Mapping[str, str] | None = None  # of a run that is made again: who set each key; no checkpoint does now
 
     def __contains__(self, key: str) -> bool:
         return self.setter(key) is not None

@@ -27,7 +27,7 @@ from runner.desk.precedence import NAMING, Explicit, leaves
 
 RERUN = "rerun.json"  # in the new run's folder: of which run, and what came out
 # What says nothing of results, and is not done a second time: files delivered into folders of the user's own.
-NOT_AGAIN = ("show", "launch", "redo", "dump.folder", "quant.folder", "sample.folder")
+NOT_AGAIN = ("show", "launch", "redo", "dump.folder", "quant.folder", "sample.folder", "sampler.save_dir")
 PLACES = tuple(
     sorted(
         {*PATHS, "model.checkpoint", *(f"model.{part}" for part in PARTS)} - {"output", "model.cache_dir", *NOT_AGAIN}
@@ -159,8 +159,9 @@ def _as_told(told: Mapping[str, Any], places: Mapping[str, str], output: Path) -
     for key, value in {**dict.fromkeys(NOT_AGAIN), **places, "output": str(output)}.items():
         section, _, name = key.rpartition(".")
         (again[section] if section else again)[name] = value
-    by = {**{key: "default" for key in newer}, **origin, **dict.fromkeys([*places, "output"], "command line")}
-    return check(OmegaConf.create(again), Explicit(by)), newer
+    origin |= dict.fromkeys([*places, "output"], "command line")
+    by = {key: who for key, who in origin.items() if who in ("command line", "recipe") and key not in NOT_AGAIN}
+    return check(OmegaConf.create(again), Explicit(by, settled=origin)), newer
 
 
 def _place(word: str) -> tuple[str, str]:

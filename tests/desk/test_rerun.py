@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from runner import worker
 from runner.__main__ import door
+from runner.desk import rerun
 
 
 @pytest.fixture
@@ -43,6 +45,10 @@ def test_the_same_again_elsewhere_is_equal(first, journal, capfd):
     assert "reused   dump, calibrate, quantize, sample: an earlier rerun" in capfd.readouterr().out
 
 
+def test_what_is_delivered_to_folders_of_the_user_s_is_not_delivered_again():
+    assert {key for key, _ in worker.DELIVERED.values()} <= set(rerun.NOT_AGAIN)
+
+
 def test_what_differs_is_named_with_what_it_was_made_of(first, monkeypatch, capfd):
     provenance = json.loads((first / "provenance.json").read_text())
     provenance["packages"]["torch"] = "1.0"
@@ -65,9 +71,13 @@ def test_weights_that_lie_elsewhere_and_are_others(first, tiny_checkpoint, tmp_p
     moved = tmp_path / "moved"
     shutil.copytree(tiny_checkpoint.parent, moved)
     there = f"model.checkpoint={moved / tiny_checkpoint.name}"
+    (moved / tiny_checkpoint.name / "defaults.yaml").write_text("timing: {repeats: 9}")
     assert door(["rerun", str(first), there]) == 0
-    config = json.loads((the_rerun() / "run.json").read_text())["config"]["model"]
-    assert Path(config["vae"]).is_relative_to(moved), "what was beside the weights is looked for beside them again"
+    config = json.loads((the_rerun() / "run.json").read_text())["config"]
+    assert config["timing"]["repeats"] != 9, "what a checkpoint wants by now changes no run that is made again"
+    assert Path(config["model"]["vae"]).is_relative_to(moved), (
+        "what was beside the weights is looked for beside them again"
+    )
     (moved / tiny_checkpoint.name / "diffusion_pytorch_model.safetensors").write_bytes(b"other weights")
     capfd.readouterr()
     assert door(["rerun", str(first), there, "--output", "there"]) == 0
