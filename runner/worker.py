@@ -25,7 +25,7 @@ from runner import lifeline
 from runner.bench import Bench, Context
 from runner.desk.store import Entry, Store
 from runner.parallel import PeerLost
-from runner.status import STDERR, write_status
+from runner.status import FINAL, STDERR, read_status, write_status
 
 log = logging.getLogger("runner")
 
@@ -189,19 +189,32 @@ def main(runs: list[Path]) -> int:
     from runner.parallel import cfg, mesh
 
     quiet()
-    with mesh.joined():
-        if mesh.rank() == 0:
-            failed = lead(runs)
-            cfg.dismiss()
-            return failed
-        try:
+    try:
+        with mesh.joined():
+            if mesh.rank() == 0:
+                failed = lead(runs)
+                cfg.dismiss()
+                return failed
             cfg.serve()
-        except KeyboardInterrupt:
-            raise SystemExit(INTERRUPTED) from None
-        except PeerLost:
-            time.sleep(PEER_SPEAKS_FIRST)
-            raise
-        return 0
+            return 0
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None
+    except PeerLost:
+        time.sleep(PEER_SPEAKS_FIRST)
+        raise
+    except Exception as error:  # outside of any run's attempt
+        last_words(runs, error)
+        raise
+
+
+def last_words(runs: list[Path], error: Exception) -> None:
+    """Leave what ended this rank in the folder of the run that is not over; rank 0 will be in no state to say it."""
+    for run in runs:
+        if (told := read_status(run)).get("state") not in FINAL:
+            (run / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            why = f"rank {os.environ['RANK']}: {type(error).__name__}: {error}"
+            write_status(run, **{**told, "state": "failed", "error": why})
+            return
 
 
 def lead(runs: list[Path]) -> int:
@@ -229,4 +242,9 @@ def _take_stderr_along(before: Path, run: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main([Path(run) for run in sys.argv[1:]]))
+    try:
+        sys.exit(main([Path(run) for run in sys.argv[1:]]))
+    except SystemExit as ended:
+        if ended.code == INTERRUPTED:  # somebody waits: to take torch and a model down tidily takes seconds
+            os._exit(INTERRUPTED)
+        raise

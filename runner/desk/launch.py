@@ -132,8 +132,8 @@ def _work(runs: Sequence[Path], config: Config) -> _Ended:
     environment["WORLD_SIZE"] = "1"  # whatever this process itself is a rank of
     command = [sys.executable, "-m", WORKER, *map(str, runs)]
     if (size := config["parallel"]["world_size"]) > 1 and any(map(_works, runs)):
-        port = _port(config["parallel"]["master_port"])
-        where = [f"--nproc-per-node={size}", "--master-addr=127.0.0.1", f"--master-port={port}"]
+        # Standalone: they meet at a port that the system picks, so runs at the same time do not meet each other.
+        where = [f"--nproc-per-node={size}", "--standalone", "--local-addr=127.0.0.1"]
         command = [sys.executable, "-m", LAUNCHER, *where, "--monitor-interval=0.2", *command[1:]]
         environment.setdefault("OMP_NUM_THREADS", str(max(1, int(str(machine.describe()["cores"])) // size)))
     try:
@@ -162,19 +162,6 @@ def _works(run: Path) -> bool:
     """Whether the plan of a run has a stage to run; what is reused takes one process."""
     stages = json.loads((run / "plan.json").read_text(encoding="utf-8"))["stages"]
     return any(stage["action"] == "run" for stage in stages)
-
-
-def _port(wanted: int) -> int:
-    """This port, or a free one where another run on this machine has it."""
-    for port in (wanted, 0):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-            return int(probe.getsockname()[1])
-    raise OSError("this machine has no free port")
 
 
 @contextmanager

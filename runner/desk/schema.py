@@ -135,7 +135,9 @@ class Parallel(Section):
     vae: bool = Field(description="decode one clip on all processes")
     nodes: int = Field(ge=1, description="machines that share the processes; with several, launch=print")
     master_addr: Text | None = Field(description="name or address of the first machine; null: this one's name")
-    master_port: int = Field(ge=1, le=65535, description="port where the processes find each other; another if taken")
+    master_port: int = Field(
+        ge=1, le=65535, description="port where the processes of several machines meet; on one, any free port"
+    )
 
 
 class Hardware(Section):

@@ -56,4 +56,4 @@ def _lost(peer: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no narrower kind
-        raise PeerLost(f"rank {peer} is gone ({str(error).splitlines()[0]})") from error
+        raise PeerLost(f"rank {peer} is gone") from error
