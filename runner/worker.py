@@ -29,7 +29,7 @@ from runner.status import FINAL, STDERR, read_status, write_status
 
 log = logging.getLogger("runner")
 
-INTERRUPTED = 130  # exit status
+FAILED, INTERRUPTED = 1, 130  # exit statuses
 PEER_SPEAKS_FIRST = 6  # seconds in which the launcher ends a rank whose peer has died, before it says a word itself
 # By stage: the key of the folder that also gets its files, and which they are.
 DELIVERED = {
@@ -160,10 +160,12 @@ def attempt(run: Path, bench: Bench, console: Console) -> bool:
     except KeyboardInterrupt:  # parts that are finished stay in the store's draft
         write_status(run, "interrupted", stage=context and context.stage)
         raise SystemExit(INTERRUPTED) from None
+    except PeerLost as error:  # there is no going on, with this run or the next
+        log.error("%s", error)
+        if not peer_has_spoken(run):
+            write_status(run, "failed", stage=context and context.stage, error=str(error))
+        raise SystemExit(FAILED) from None
     except Exception as error:
-        if isinstance(error, PeerLost):
-            log.error("%s", error)
-            time.sleep(PEER_SPEAKS_FIRST)
         bench.clear()  # what a failed run left in the model is not for the next one
         state, facts = "failed", {"stage": context and context.stage, "error": f"{type(error).__name__}: {error}"}
         with suppress(OSError):  # a full disk
@@ -201,20 +203,31 @@ def main(runs: list[Path]) -> int:
         raise SystemExit(INTERRUPTED) from None
     except PeerLost:
         time.sleep(PEER_SPEAKS_FIRST)
-        raise
+        return FAILED
     except Exception as error:  # outside of any run's attempt
         last_words(runs, error)
-        raise
+        return FAILED
 
 
 def last_words(runs: list[Path], error: Exception) -> None:
-    """Leave what ended this rank in the folder of the run that is not over; rank 0 will be in no state to say it."""
+    """Leave what ended this rank in the folder of the run that is not over: the others only see that it is gone."""
+    traceback.print_exc()
     for run in runs:
         if (told := read_status(run)).get("state") not in FINAL:
             (run / "traceback.txt").write_text(traceback.format_exc(), encoding="utf-8")
             why = f"rank {os.environ['RANK']}: {type(error).__name__}: {error}"
             write_status(run, **{**told, "state": "failed", "error": why})
             return
+
+
+def peer_has_spoken(run: Path) -> bool:
+    """Whether the rank that is gone says why, in the time in which the launcher, if there is one, ends this one."""
+    deadline = time.monotonic() + PEER_SPEAKS_FIRST
+    while time.monotonic() < deadline:
+        if read_status(run).get("state") == "failed":
+            return True
+        time.sleep(0.1)
+    return False
 
 
 def lead(runs: list[Path]) -> int:
@@ -243,8 +256,9 @@ def _take_stderr_along(before: Path, run: Path) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main([Path(run) for run in sys.argv[1:]]))
-    except SystemExit as ended:
-        if ended.code == INTERRUPTED:  # somebody waits: to take torch and a model down tidily takes seconds
-            os._exit(INTERRUPTED)
-        raise
+        ended = main([Path(run) for run in sys.argv[1:]])
+    except SystemExit as asked:
+        ended = int(asked.code or 0)
+    if ended:  # somebody waits for the reason: to take torch and a model down tidily takes seconds
+        sys.stdout.flush()
+        os._exit(ended)

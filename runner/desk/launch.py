@@ -71,14 +71,16 @@ def launch_in_turn(runs: Sequence[Path], config: Config) -> dict[Path, RunFailed
                     write_status(run, **{**told, "state": "interrupted"})
             raise
         told_of = {run: read_status(run) for run in left}
-        # It goes through them in order, so the first that it said no last word about is the one that it died in.
         untold = [run for run in left if told_of[run].get("state") not in FINAL] if ended.status else []
+        # It goes through them in order, so the first that it began and said no last word about is the one that it died
+        # in; or the first of all, if it never came to begin one.
+        died_in = [run for run in untold if told_of[run]][:1] or (left[:1] if untold == left else [])
         for run, told in told_of.items():
-            if told.get("state") == "failed" or run in untold[:1]:
+            if told.get("state") == "failed" or run in died_in:
                 failures[run] = _failure(run, ended)
-            if run in untold[:1]:
+            if run in died_in:
                 write_status(run, **{**told, "state": "failed", "error": failures[run].why})
-        left = untold[1:]
+        left = [run for run in untold if run not in died_in]
     return failures
 
 

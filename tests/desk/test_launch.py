@@ -143,8 +143,10 @@ IN_TURN = """
             print("last words", file=sys.stderr)
             sys.stderr.flush()
             os.kill(os.getpid(), 9)
-        if run.name == "fails":
+        if run.name in ("fails", "ends"):
             write_status(run, "failed", stage="dump", error="ValueError: x", worker=os.getpid())
+            if run.name == "ends":
+                os._exit(1)
         else:
             write_status(run, "done", worker=os.getpid())
     sys.exit(1)
@@ -153,20 +155,21 @@ IN_TURN = """
 
 def test_one_worker_follows_runs_in_turn_and_a_new_one_what_it_died_before(worker):
     folder = worker(IN_TURN)
-    runs = [folder.with_name(name) for name in ("first", "fails", "second", "dies", "third", "fourth")]
+    runs = [folder.with_name(name) for name in ("first", "fails", "second", "dies", "third", "ends", "fourth")]
     for run in runs:
         run.mkdir()
     failures = launch.launch_in_turn(runs, config())
     assert {run.name: failed.why.partition(" (")[0] for run, failed in failures.items()} == {
         "fails": "ValueError: x",
         "dies": "the worker was ended by SIGKILL",
+        "ends": "ValueError: x",
     }
     states = {run.name: read_status(run)["state"] for run in runs}
     assert states == dict.fromkeys(("first", "second", "third", "fourth"), "done") | dict.fromkeys(
-        ("fails", "dies"), "failed"
+        ("fails", "dies", "ends"), "failed"
     )
     by = [read_status(run)["worker"] for run in runs]
-    assert by[0] == by[1] == by[2] == by[3] != by[4] == by[5]
+    assert by[0] == by[1] == by[2] == by[3] != by[4] == by[5] != by[6]
 
 
 def test_what_a_worker_cries_goes_to_the_folder(worker, capfd):
