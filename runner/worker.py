@@ -24,6 +24,7 @@ from rich.console import Console
 from runner import lifeline
 from runner.bench import Bench, Context
 from runner.desk.store import Entry, Store
+from runner.hardware import open_device
 from runner.parallel import PeerLost
 from runner.status import FINAL, STDERR, read_status, write_status
 
@@ -74,7 +75,8 @@ def make(context: Context, store: Store, does: str, key: str, again: bool) -> En
     draft = store.draft(does, key, redo=again)
     importlib.import_module(f"runner.stages.{does.replace('-', '_')}").run(context, draft)
     seconds = time.perf_counter() - start
-    measured = {"machine": context.hardware.describe(), "seconds": seconds, **context.measurements}
+    machine = context.hardware.describe() | {"processes": int(os.environ.get("WORLD_SIZE", "1"))}
+    measured = {"machine": machine, "seconds": seconds, **context.measurements}
     store.write_measurements(does, key, measured)
     entry = store.commit(draft, does, key)
     log.info("%s done in %.1f s", context.stage, seconds)
@@ -192,6 +194,8 @@ def main(runs: list[Path]) -> int:
 
     quiet()
     try:
+        config = json.loads((runs[0] / "run.json").read_text())["config"]  # the device is the same in all of them
+        open_device(config["hardware"]["device"]).choose(int(os.environ["LOCAL_RANK"]))
         with mesh.joined():
             if mesh.rank() == 0:
                 failed = lead(runs)

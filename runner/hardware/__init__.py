@@ -14,6 +14,9 @@ class Hardware(Protocol):
     def available(self) -> str | None:
         """None if the device can be used, else the reason why not."""
 
+    def choose(self, index: int) -> None:
+        """Have this process use that device of its machine; counted on from the first where there are fewer."""
+
     def synchronize(self) -> None:
         """Wait until all work launched so far is done."""
 

@@ -17,6 +17,10 @@ def available() -> str | None:
     return None
 
 
+def choose(index: int) -> None:
+    """There is one."""
+
+
 def synchronize() -> None:
     """CPU work is synchronous."""
 

@@ -13,6 +13,10 @@ def available() -> str | None:
     return None if torch.cuda.is_available() else "this torch sees no CUDA device"
 
 
+def choose(index: int) -> None:
+    torch.cuda.set_device(index % torch.cuda.device_count())
+
+
 def synchronize() -> None:
     torch.cuda.synchronize()
 
@@ -34,5 +38,5 @@ def peak_memory() -> int:
 
 
 def describe() -> dict[str, str | int]:
-    properties = torch.cuda.get_device_properties(0)
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
     return {"device": properties.name, "memory": properties.total_memory, "cuda": torch.version.cuda or ""}

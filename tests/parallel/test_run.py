@@ -76,6 +76,7 @@ def test_one_folder_one_log_one_voice(both):
         assert log.count(f"{stage} starts") == 1
         assert len([line for line in terminal.splitlines() if line.startswith(stage) and "done in" in line]) == 1
     assert json.loads((two / "status.json").read_text())["state"] == "done"
+    assert json.loads((two / "measurements/dump.json").read_text())["machine"]["processes"] == 2
     assert not list(two.glob("*stderr*")) and not (two / "traceback.txt").exists()
 
 
