@@ -81,9 +81,11 @@ def run(members: Sequence[Member], command: Sequence[str], elsewhere: Callable[[
         print(failed_here(root, "the launcher" if elsewhere else "the sweep", error), file=sys.stderr)
     finally:
         _tidy(root, members)
-        if not isinstance(sys.exc_info()[1], KeyboardInterrupt):
+        if isinstance(sys.exc_info()[1], KeyboardInterrupt):  # no time for a page of each
+            try_page(write_sweep, root)
+        else:
             _close(runnable)
-        _pages(root, members)
+            _pages(root, members)
         show_outcome(members, keys)
         print(f"page     {root / 'report.html'}")
     return status if all(read_status(one.folder).get("state") == "done" for one in runnable) else FAILED
@@ -198,7 +200,7 @@ def _watched(root: Path, members: Sequence[Member]) -> Iterator[None]:
         while not over.wait(LOOK):
             now = sum(read_status(one.folder).get("state") in ENDED for one in members)
             if now != ended:
-                _pages(root, members)
+                _pages(root, members, over)
             ended = now
 
     watcher = threading.Thread(target=watch, daemon=True)
@@ -210,9 +212,11 @@ def _watched(root: Path, members: Sequence[Member]) -> Iterator[None]:
         watcher.join()
 
 
-def _pages(root: Path, members: Sequence[Member]) -> None:
-    """The page of each job that has none yet although it ended, and the sweep's."""
+def _pages(root: Path, members: Sequence[Member], over: threading.Event | None = None) -> None:
+    """The page of each job that has none yet although it ended, and the sweep's; no more of them once it is `over`."""
     for one in members:
+        if over and over.is_set():
+            return
         page = one.folder / "report.html"
         if one.folder.is_dir() and read_status(one.folder).get("state") in ENDED and not page.exists():
             try_page(write, one.folder)
