@@ -6,6 +6,7 @@ A recording is a folder with one part for each prompt:
     prompt-000/text.safetensors       prompt embeddings and masks, stored once
     prompt-000/calls/step-000.safetensors   what the transformer got at each step, without the text
     prompt-000/trajectory/step-000.safetensors   the latents and the prediction that the solver got at each step
+    prompt-000/movement/step-001.safetensors   how every block boundary moved since the steps before (runner.movement)
     prompt-000/statistics.safetensors + .json   the range of every linear's input, step by step
     prompt-000/latents.safetensors, frames.safetensors   the float result
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -158,6 +160,23 @@ class Step:
     prediction: Tensor
 
 
+class Predictions(Mapping[int, Tensor]):
+    """The (guided) prediction of each step of a recorded trajectory, [1,C,T,H,W], read when it is asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._files = {int(file.stem.removeprefix("step-")): file for file in sorted(folder.glob("step-*.safetensors"))}
+
+    def __getitem__(self, step: int) -> Tensor:
+        with safe_open(self._files[step], "pt") as file:
+            return file.get_tensor("prediction")
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+
 class Recording:
     """Reads a dump artifact: the prompts, the transformer's calls and the statistics of its linears."""
 
@@ -193,6 +212,10 @@ class Recording:
             step = load_file(file)
             position = int(file.stem.removeprefix("step-"))
             yield Step(position, float(step["timestep"]), step["latents"], step["prediction"])
+
+    def predictions(self, part: Path) -> Mapping[int, Tensor]:
+        """The predictions of one calibration or verification part by step, each read when it is asked for."""
+        return Predictions(part / "trajectory")
 
     def final(self, part: Path) -> Tensor:
         """Latents of one part after its last step, [1,C,T,H,W]."""

@@ -32,11 +32,12 @@ log = logging.getLogger("runner")
 
 FAILED, INTERRUPTED = 1, 130  # exit statuses
 PEER_SPEAKS_FIRST = 6  # seconds in which the launcher ends a rank whose peer has died, before it says a word itself
-# By stage: the key of the folder that also gets its files, and which they are.
+# By stage: the key of the folder, or of the one file, that also gets its files, and which they are.
 DELIVERED = {
     "dump": ("dump.folder", "calib_data*.pth"),
     "search-schedule": ("sampler.save_dir", "searched_schedule.txt"),
     "quantize": ("quant.folder", "quant_model_*"),
+    "search-cache": ("cache.save_path", "cache_config.json"),
     "sample": ("sample.folder", "videos/*"),
 }
 # Of these stages: the files that each rank of a parallel runtime looks for under its own name.
@@ -106,11 +107,13 @@ def deliver(context: Context) -> None:
     """Copy what the user wants in a folder of their own, whether it was made now or reused."""
     key, pattern = DELIVERED.get(context.stage, ("", ""))
     section, _, name = key.partition(".")
-    if key and (folder := context.config[section][name]):
-        Path(folder).mkdir(parents=True, exist_ok=True)
+    if key and (wanted := context.config[section][name]):
+        one = Path(wanted) if name == "save_path" else None
+        folder = one.parent if one else Path(wanted)
+        folder.mkdir(parents=True, exist_ok=True)
         copied: dict[int, Path] = {}  # by inode: one copy on disk there, too
         for file in sorted(context.artifacts[context.stage].glob(pattern)):
-            target, inode = Path(folder) / file.name, file.stat().st_ino
+            target, inode = one or folder / file.name, file.stat().st_ino
             if inode in copied:
                 link_or_copy(copied[inode], target)
             else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -59,6 +60,17 @@ def faults(checkpoint: Checkpoint, architecture: str) -> list[Fault]:
 def rules_of(model: Mapping[str, Any]) -> Any:
     """The rules of a model section's architecture: a module without torch."""
     return import_module(f"runner.model.{model['name']}.rules")
+
+
+def blocks(model: Mapping[str, Any]) -> int | None:
+    """How many blocks the transformer of a model section has; None where no config.json on this machine tells."""
+    try:
+        content = json.loads((Path(model["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    rules = import_module(f"runner.model.{model['name']}.rules")
+    found = content.get(rules.BLOCKS) if hasattr(rules, "BLOCKS") and isinstance(content, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def components(model: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[dict[str, str], list[Fault]]:

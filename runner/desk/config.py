@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from runner.desk import checkpoints
 from runner.desk.checkpoints import Checkpoint
 from runner.desk.faults import Fault, Refused, nearest, nearest_key, spell
+from runner.desk.forwards import evaluations
 from runner.desk.graph import STAGES
 from runner.desk.precedence import DEFAULTS, IN_PLACE_OF, MISSING, Explicit, checkpoint_defaults, leaves
 from runner.desk.schema import AVAILABLE, Config, architectures, keys
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 PATHS = (
     *("output", "model.cache_dir", "quant.folder", "dump.from", "dump.folder"),
     *("sample.folder", "sample.lpips", "sample.clip", "sampler.schedule", "sampler.save_dir"),
-    "sampler.videos_path",
+    *("sampler.videos_path", "cache.config", "cache.save_path"),
 )
 
 
@@ -212,6 +213,8 @@ def _between(
         yield from unusable
         return
     model["checkpoint"] = checkpoint.path
+    if not any(key.partition(".")[0] in ("cache", "sampler") for key in wrong):
+        yield from _cache(config)
     if good(*(f"model.{part}" for part in rules.PARTS)):
         places, missing = checkpoints.components(model, checkpoint)
         model |= places
@@ -288,6 +291,19 @@ def _sampler(config: Mapping[str, Any], methods: Sequence[str], explicitly: Expl
     recorded = config["recording"]["steps"]
     for name, sentence, value in rules.search_faults(sampler, recorded, lambda key: f"sampler.{key}" in explicitly):
         yield Fault(f"sampler.{name}", sentence, value)
+
+
+def _cache(config: Mapping[str, Any]) -> Iterator[Fault]:
+    from runner.cache import rules
+
+    blocks = checkpoints.blocks(config["model"])
+    for name, sentence, value in rules.faults(config["cache"], evaluations(config["sampler"]), blocks):
+        yield Fault(f"cache.{name}", sentence, value)
+    if rules.searches(config["cache"]):
+        if config["dump"]["from"] is not None:
+            yield Fault("dump.from", "holds no movement to search a cache on; leave it null", config["dump"]["from"])
+        if config["model"].get("loop", 1) > 1:
+            yield Fault("model.loop", "expected 1 to search a cache; what is found goes with any number of loops")
 
 
 def _no_cuda() -> str | None:

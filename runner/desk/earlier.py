@@ -49,6 +49,8 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[
         yield f"torch {earlier.get('torch')} → {now['torch']}"
     if earlier.get("version") != now["version"]:
         yield f"the stage's version {earlier.get('version')} → {now['version']}"
+    if earlier.get("machine") != now.get("machine"):
+        yield "measured on another machine"
     before, after = earlier.get("builds_on", {}), now["builds_on"]
     for name in sorted({*before, *after}):
         if before.get(name) != after.get(name):

@@ -10,6 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.cache import exhaustive
+from runner.cache import policy as search
+from runner.desk import checkpoints
 from runner.sampler import probes
 
 Config = Mapping[str, Any]
@@ -17,18 +20,35 @@ TRAJECTORIES = 2  # calibration prompts that a schedule is searched on: the firs
 SNR_CALLS = 4  # recorded calls of a prompt that quantize measures layers on; a test holds its stage to this number
 
 
-def forwards(config: Config) -> int:
-    """How often one generation calls the transformer: the solver's evaluations, twice where each branch has its own,
-    and all of it for each clip that a video is joined of (model.loop)."""
-    sampler, clips = config["sampler"], config["model"].get("loop", 1)
+def evaluations(sampler: Mapping[str, Any]) -> int:
+    """How often the solver evaluates the model for one clip: the steps that a cache or a schedule counts."""
     steps, method = sampler["num_sampling_steps"], sampler["sample_method"]
-    evaluations = {
+    return {
         "HeunDiscrete": 2 * steps - 1,
         "KDPM2AncestralDiscrete": 2 * steps - 1,
         "PNDM": steps + 9,
     }.get(method, steps)
+
+
+def forwards(config: Config) -> int:
+    """How often one generation calls the transformer: the solver's evaluations, twice where each branch has its own,
+    and all of it for each clip that a video is joined of (model.loop)."""
+    sampler = config["sampler"]
     guided = sampler["guidance_scale"] > 1 and sampler["guidance_batch"] == "separate"
-    return clips * evaluations * (2 if guided else 1)
+    return config["model"].get("loop", 1) * evaluations(sampler) * (2 if guided else 1)
+
+
+def to_search_cache(config: Config) -> int:
+    """Of the search of a cache: at most these, of probes and verification, or all of exhaustive's candidates."""
+    each, cache = forwards(config), config["cache"]
+    if cache["search"] != "exhaustive":
+        return search.GENERATIONS * each
+    blocks = checkpoints.blocks(config["model"])
+    if blocks is None:  # a hub id: its config.json is not here
+        return 0
+    steps = evaluations(config["sampler"])
+    tried = exhaustive.at_most(steps, blocks, cache["ratio"], cache["step_interval"] or exhaustive.INTERVAL)
+    return tried * each * len(config["prompts"]["verification"])
 
 
 def to_replay(config: Config) -> int:

@@ -15,7 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from runner.desk import earlier
+from runner.cache import policy, rules
+from runner.desk import earlier, machine
 from runner.desk.asked import as_asked
 from runner.desk.checkpoints import reference_files, weight_files
 from runner.desk.fingerprints import Fingerprints
@@ -25,6 +26,7 @@ from runner.desk.forwards import (
     to_measure_layers,
     to_measure_samples,
     to_replay,
+    to_search_cache,
     to_search_schedule,
 )
 from runner.desk.store import NOT_STORED, Store
@@ -38,7 +40,7 @@ NO_RESULT = (
     "model.vae", "model.text_encoder", "model.vae2d", "model.vae3d", "model.checkpoint_pin", "model.text_encoder_pin",
     "model.vae2d_pin", "model.vae3d_pin", "model.tables", "model.resolution", "model.aspect_ratio",  # the size counts
     "model.keep_float", "quant.folder", "cache.save_path",
-    "sampler.save_dir", "cache.ratio",
+    "sampler.save_dir",
     "parallel.world_size", "parallel.cfg", "parallel.nodes", "parallel.master_addr", "parallel.master_port",
     "hardware.env", "dump.folder", "sample.folder", "timing.warmup", "timing.repeats",
 )  # fmt: skip
@@ -77,6 +79,7 @@ class Stage:
     clips: Callable[[Config], int] = lambda config: 0  # batches of clips that it generates
     beside: Callable[[Config], int] = lambda config: 0  # forwards of the transformer that generate no clip
     at_most: Callable[[Config], bool] = lambda config: False  # whether these are a bound, because the stage decides
+    timed: bool = False  # whether it decides by what was measured, so that another machine's artifact is another
 
 
 def _quantizes(config: Config) -> bool:
@@ -87,11 +90,17 @@ def _searches_schedule(config: Config) -> bool:
     return config["sampler"]["search"] is not None
 
 
+def _searches_cache(config: Config) -> bool:
+    return rules.searches(config["cache"])
+
+
 def _dumped_prompts(config: Config) -> dict[str, list[str]]:
     """The prompts that dump runs, by what for: recorded for calibration, references to compare with."""
     prompts, found = config["prompts"], {}
-    if _quantizes(config) and config["dump"]["from"] is None:
+    if (_quantizes(config) or _searches_cache(config)) and config["dump"]["from"] is None:
         found["calibration"] = prompts["calibration"]
+    if _searches_cache(config):
+        found["verification"] = prompts["verification"]
     if config["sample"]["compare"] and not _searches_schedule(config):
         found["text"] = prompts["text"]
     return found
@@ -119,7 +128,7 @@ DUMP = Stage(
     "dump",
     version=2,
     writes="float videos, recorded calls and steps, input statistics",
-    fields=(*GENERATION, "dump.from", "dump.format"),
+    fields=(*GENERATION, "recording.lags", "dump.from", "dump.format"),
     builds_on=("search-schedule",),
     wanted=lambda config: bool(_dumped_prompts(config)) or _quantizes(config),
     prompts=_dumped_prompts,
@@ -174,7 +183,11 @@ STAGES = (
         version=1,
         writes="which blocks are reused at which step",
         builds_on=("search-schedule", "dump", "quantize"),
-        wanted=lambda config: False,  # no search of a cache exists yet
+        fields=("cache.policy", "cache.ratio", "cache.quality", "cache.search", "cache.step_interval"),
+        wanted=_searches_cache,
+        beside=to_search_cache,
+        at_most=lambda config: True,
+        timed=True,
     ),
     Stage(
         "sample",
@@ -182,7 +195,8 @@ STAGES = (
         writes="videos, comparison with float",
         fields=(
             *(*GENERATION, "sample.save", "sample.compare", "sample.judge", "sample.lpips", "sample.clip"),
-            *("cache.policy", "cache.config"),
+            *("cache.policy", "cache.config", "cache.step_start", "cache.step_interval", "cache.block_start"),
+            "cache.num_blocks",
         ),
         builds_on=("dump-schedule", "search-schedule", "dump", "quantize", "search-cache"),
         prompts=lambda config: {"text": config["prompts"]["text"]},
@@ -236,6 +250,7 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
             "prompts": stage.prompts(config),
             "builds_on": {name: planned[name].key for name in needs},
             **inputs,
+            **({"machine": machine.identity()} if stage.timed else {}),
         }
         key, clips = digest(lineage), stage.clips(seen)
         entry, found = store.inspect(does, key)
@@ -317,6 +332,10 @@ def _field(config: Config, key: str, fingerprints: Fingerprints) -> Any:
         return fingerprints.sha256(Path(found))
     if key == "sampler.schedule" and found is not None:
         return schedules.read(Path(found))
+    if key == "cache.config" and found is not None:
+        return policy.read(Path(found)).to_json()
+    if key == "recording.lags" and not _searches_cache(config):
+        return None
     if key == "recording.steps" and config["sampler"]["noise"] != "path":
         return None
     if key in SEARCH[1:] and config["sampler"]["search"] != "ays":

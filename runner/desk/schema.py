@@ -24,6 +24,14 @@ def _prompts(value: Any) -> Any:
     raise PydanticCustomError("prompts", "expected a prompt, a list of prompts, or the path of a .txt with one a line")
 
 
+def _ratio(value: Any) -> Any:
+    if value is None or value == "auto":
+        return value
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 1 < value <= 2:
+        return value
+    raise PydanticCustomError("ratio", "expected a number above 1 and up to 2, or auto")
+
+
 def _stages(value: Any) -> Any:
     if value is None or (isinstance(value, str) and value):
         return value
@@ -35,8 +43,10 @@ def _stages(value: Any) -> Any:
 TEXTS: dict[str, Any] = {
     "anyOf": [{"type": "string", "minLength": 1}, {"type": "array", "items": {"type": "string"}}, {"type": "null"}]
 }
+NUMBER = {"type": "number", "exclusiveMinimum": 1, "maximum": 2}
 Prompts = Annotated[Any, AfterValidator(_prompts), WithJsonSchema(TEXTS)]
 Stages = Annotated[Any, AfterValidator(_stages), WithJsonSchema(TEXTS)]
+Ratio = Annotated[Any, AfterValidator(_ratio), WithJsonSchema({"anyOf": [NUMBER, {"const": "auto"}, {"type": "null"}]})]
 
 
 def _references(value: Any) -> Any:
@@ -82,6 +92,9 @@ class RecordingSection(Section):
     steps: int = Field(
         ge=2, le=1000, description="steps of the run that a schedule is searched in, and that noise=path follows"
     )
+    lags: int = Field(
+        ge=1, le=20, description="steps that a block's movement is recorded over, for a search of a cache"
+    )
 
 
 class Sampler(Section):
@@ -122,9 +135,19 @@ class Quant(Section):
 
 
 class Cache(Section):
-    policy: Text = Field(description="which blocks are reused from one step to the next")
-    config: Text | None = Field(description="file with a cache configuration")
-    ratio: float | None = Field(gt=1, le=2, description="speed-up that a search aims at")
+    policy: Literal["none", "dit_cache", "adaptive"] = Field(
+        description="reuse of blocks from step to step: none, one range at fixed intervals, or a range for each refresh"
+    )
+    config: Text | None = Field(description="JSON file with what is reused: msModelSlim's, MindIE-SD's or adaptive's")
+    step_start: int | None = Field(ge=0, description="in place of a file: the first step whose blocks are kept")
+    step_interval: int | None = Field(ge=2, description="in place of a file: every so many steps all is computed")
+    block_start: int | None = Field(ge=0, description="in place of a file: the first block that is reused")
+    num_blocks: int | None = Field(ge=0, description="in place of a file: how many blocks are reused")
+    ratio: Ratio = Field(description="speed-up that a search aims at; auto: the largest that quality allows")
+    quality: float | None = Field(gt=0, description="relative error of the latents that ratio=auto may cost")
+    search: Literal["recording", "exhaustive"] = Field(
+        description="search on dump's recording, or as msModelSlim does, by a generation of each candidate"
+    )
     save_path: Text | None = Field(description="file that also gets the configuration that was found")
 
 
@@ -196,10 +219,6 @@ class Config(Section):
 AVAILABLE: dict[str, tuple[Any, ...]] = {
     "show": (None, "plan"),
     "quant.scheme": ("none", "w8a8"),
-    "cache.policy": ("none",),
-    "cache.config": (None,),
-    "cache.ratio": (None,),
-    "cache.save_path": (None,),
     "parallel.ulysses": (1,),
     "parallel.vae": (False,),
     "hardware.device": ("cpu", "cuda"),

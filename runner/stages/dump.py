@@ -1,9 +1,9 @@
 """dump: run the float model once and keep what every later stage needs (runner/recording.py names the files).
 
-Calibration prompts are recorded: the transformer's calls, streamed to disk, the statistics of every linear's input, the
-latents and predictions of every step. Of the prompts that a schedule is searched on, and of those that a search checks
-its answer on, the steps are kept. What sample will generate is run too, as the float reference of the comparison.
-Caches are never active.
+Calibration prompts are recorded: the transformer's calls, streamed to disk, the statistics of every linear's input, how
+the block boundaries moved (for a search of a cache), the latents and predictions of every step. Of the prompts that a
+schedule is searched on, and of those that a search checks its answer on, the steps are kept. What sample will generate
+is run too, as the float reference of the comparison. Caches are never active.
 """
 
 from __future__ import annotations
@@ -17,8 +17,10 @@ from typing import Any
 
 from runner.bench import Context
 from runner.block_times import BlockTimes
+from runner.cache import rules
 from runner.durable import finish, unfinished
 from runner.generation import Clock, forwards, generate, save_part
+from runner.movement import Boundaries
 from runner.parallel.cfg import content, mirrored
 from runner.quant.calib_data import replay, write_calib_data
 from runner.recording import Calls, Recording, Steps, Trajectory
@@ -114,6 +116,8 @@ def _run_batch(
         if record:
             statistics = stack.enter_context(mirrored(LinearStatistics, pipeline.transformer, steps))
             stack.enter_context(Calls(pipeline.transformer, steps, drafts[0]))
+            if rules.searches(context.config["cache"]):
+                stack.enter_context(Boundaries(pipeline, steps, context.config["recording"]["lags"], drafts[0]))
         if batch[0].roles != ["text"]:
             Trajectory(steps, drafts[0])
             # The last, so that no other hook is timed.

@@ -1,7 +1,7 @@
 """sample: generate with what the earlier stages made, from their files, and compare with the float reference.
 
-First the configuration under test alone, for its own latency and memory; then single steps of both models in turn, for
-an honest ratio; then the comparison, clip by clip.
+What a cache reuses is not computed, here and nowhere else. First the configuration under test alone, for its own
+latency and memory; then single steps of both models in turn, for an honest ratio; then the comparison, clip by clip.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,19 @@ from typing import Any
 from safetensors.torch import load_file
 
 from runner.bench import Context
+from runner.cache import rules
+from runner.cache.policy import Policy
+from runner.cache.reuse import Reuse
+from runner.cache.speed import StepTimes, measured
 from runner.durable import finish, unfinished
 from runner.generation import Clock, forwards, generate, race, save_part
 from runner.media import contact_sheet
 from runner.metrics.compare import Clip, compare
 from runner.metrics.perceptual import ClipScore, Lpips
-from runner.model import load_transformer
+from runner.model import blocks, load_transformer
+from runner.parallel.cfg import mirrored
 from runner.quant.ledger import count
-from runner.recording import Recording
+from runner.recording import Recording, Steps
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +40,16 @@ def run(context: Context, draft: Path) -> None:
     config = context.config
     quantized = config["quant"]["scheme"] != "none"
     pipeline = context.quantized_pipeline() if quantized else context.pipeline()
-    _generate(context, pipeline, draft)
+    metrics: dict[str, Any] = {}
+    policy = None
+    if cached := rules.chosen(config["cache"], context.artifacts.get("search-cache")):
+        loops = config["model"].get("loop", 1)  # clips that a video is joined of, each with all steps
+        steps = forwards(pipeline, config["sampler"]["num_sampling_steps"]) // loops
+        policy = Policy(cached.policy(steps, len(blocks(pipeline))).ranges * loops)
+        metrics["cache"] = {"config": cached.to_json(), "blocks": len(blocks(pipeline)), "ranges": policy.ranges}
+    _generate(context, pipeline, draft, policy)
     parts = [draft / prompt["folder"] for prompt in _prompts(config)]
 
-    metrics: dict[str, Any] = {}
     if quantized:
         recording = Recording(context.artifacts["dump"])
         call = next(recording.calls(recording.parts("calibration")[0]))
@@ -74,23 +86,31 @@ def _prompts(config: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _generate(context: Context, pipeline: Any, draft: Path) -> None:
+def _generate(context: Context, pipeline: Any, draft: Path, policy: Policy | None) -> None:
     """Generate every prompt that a run cut short has not finished yet."""
     config, prompts, clock = context.config, _prompts(context.config), Clock()
     size = config["model"]["batch_size"]
     batches = [prompts[i : i + size] for i in range(0, len(prompts), size)]
     todo = [batch for batch in batches if not all((draft / p["folder"]).exists() for p in batch)]
+    timed: list[dict[int, float]] = []
     context.hardware.reset_peak_memory()
     with context.progress(len(todo) * forwards(pipeline, config["sampler"]["num_sampling_steps"])) as ticker:
         for batch in todo:
-            generation = generate(
-                pipeline,
-                config,
-                [p["prompt"] for p in batch],
-                [p["seed"] for p in batch],
-                context.hardware,
-                ticker.advance,
-            )
+            with ExitStack() as stack:
+                if policy:
+                    steps = stack.enter_context(Steps(pipeline))
+                    times = StepTimes(steps, context.hardware)
+                    stack.enter_context(mirrored(Reuse, pipeline.transformer, steps, policy))
+                generation = generate(
+                    pipeline,
+                    config,
+                    [p["prompt"] for p in batch],
+                    [p["seed"] for p in batch],
+                    context.hardware,
+                    ticker.advance,
+                )
+            if policy:
+                timed.append(times.seconds())
             clock.add(generation, len(batch))
             for row, prompt in enumerate(batch):
                 part = draft / prompt["folder"]
@@ -98,6 +118,8 @@ def _generate(context: Context, pipeline: Any, draft: Path) -> None:
                 finish(part, beside=save_part(generation, row, unfinished(part), video, config["model"]["fps"]))
     (draft / "prompts.json").write_text(json.dumps(prompts, indent=2))
     context.measurements |= {"generation": clock.summary(), "peak_memory_bytes": context.hardware.peak_memory()}
+    if policy and todo:
+        context.measurements["cache"] = measured(policy, timed)
 
 
 def _clip(part: Path) -> Clip:

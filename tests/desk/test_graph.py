@@ -29,19 +29,21 @@ EVERYTHING = {
     "model.save_memory": True, "sampler.sample_method": "DDIM", "sampler.num_sampling_steps": 4,
     "sampler.guidance_scale": 2.0, "sampler.guidance_batch": "separate", "sampler.noise": "path",
     "hardware.device": "cuda", "parallel.ulysses": 2,
-    "parallel.vae": True, "dump.format": "pth", "prompts.text": ["other"], "prompts.calibration": ["other"],
+    "parallel.vae": True, "dump.format": "pth", "prompts.text": ["other"],
+    "prompts.calibration": ["other"],
 }  # fmt: skip
 FROM_CALIBRATE = {"quant.observer": "mse", "quant.include": ["*to_q"], "quant.exclude": []}
 FROM_QUANTIZE = {"quant.scheme": "w8a8_dynamic"}
 SAMPLE_ALONE = {
-    "sample.save": False, "sample.judge": "world", "sample.lpips": "/l", "sample.clip": "/c", "cache.policy": "dit",
-    "cache.config": "a.json",
+    "sample.save": False, "sample.judge": "world", "sample.lpips": "/l", "sample.clip": "/c", "cache.step_start": 1,
+    "cache.step_interval": 3, "cache.block_start": 1, "cache.num_blocks": 1,
 }  # fmt: skip
 NOTHING = {
     "name": "other", "output": "/elsewhere", "show": "plan", "launch": "print", "until": "sample", "redo": ["dump"],
     "model.revision": "main", "model.cache_dir": "/c", "model.keep_float": [], "quant.percentile": 99.0,
-    "quant.folder": "/q", "cache.ratio": 1.3, "cache.save_path": "/c", "sampler.neighbour_type": "random",
-    "sampler.monte_carlo_iters": 3, "recording.steps": 50,
+    "quant.folder": "/q", "cache.ratio": 1.3, "cache.quality": 0.1, "cache.search": "exhaustive",
+    "cache.save_path": "/c", "sampler.neighbour_type": "random",
+    "sampler.monte_carlo_iters": 3, "recording.steps": 50, "recording.lags": 3,
     "sampler.save_dir": "/s", "parallel.world_size": 2, "parallel.cfg": True, "parallel.nodes": 2,
     "parallel.master_addr": "here", "parallel.master_port": 1, "hardware.env": {"A": "1"}, "dump.folder": "/d",
     "sample.folder": "/s", "timing.warmup": 3, "timing.repeats": 9,
@@ -64,6 +66,8 @@ OPENSORA12_NOTHING = {
     "model.resolution": "360p", "model.aspect_ratio": "1:1", "model.tables": "enflame",
 }  # fmt: skip
 BY_OTHER_TESTS = {
+    "cache.policy",
+    "cache.config",
     "sampler.search",
     "sampler.videos_path",
     "recording.steps",
@@ -192,6 +196,58 @@ def test_a_schedule_counts_by_its_entries(config, tmp_path):
     assert keys(changed(config, "sampler.schedule", str(tmp_path / "b.txt"))) == with_one
     file.write_text("[0.0, 0.6, 0.999]")
     assert keys(changed(config, "sampler.schedule", str(file)))["dump"] != with_one["dump"]
+
+
+def test_a_cache_configuration_counts_by_its_content(config, tmp_path):
+    applied = changed(config, "cache.policy", "dit_cache")
+    theirs = {"cache_step_start": 1, "cache_step_interval": 2, "cache_block_start": 0, "cache_num_blocks": 1}
+    mindie = {"step_start": 1, "step_interval": 2, "block_start": 0, "block_end": 1}
+    found = []
+    for name, content in (("a", theirs), ("b", mindie), ("c", {**theirs, "cache_step_start": 2})):
+        (tmp_path / name).write_text(json.dumps(content))
+        found.append(keys(changed(applied, "cache.config", str(tmp_path / name))))
+    assert found[0] == found[1]
+    assert {stage for stage in found[0] if found[0][stage] != found[2][stage]} == {"sample"}
+
+
+def searching_a_cache(config):
+    return changed(changed(config, "cache.policy", "dit_cache"), "cache.ratio", 1.3)
+
+
+def test_a_search_of_a_cache_has_a_recording_and_prompts_of_its_own(config):
+    rows = plan(searching_a_cache(config))
+    assert rows["search-cache"].needs == ("dump", "quantize") and "search-cache" in rows["sample"].needs
+    assert set(rows["dump"].lineage["prompts"]) == {"calibration", "verification", "text"}
+    assert rows["search-cache"].forwards == 6 * 3 and rows["search-cache"].at_most
+    config["quant"]["scheme"] = "none"
+    rows = plan(searching_a_cache(config))
+    assert rows["search-cache"].needs == ("dump",) and rows["calibrate"].action == "skip"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("cache.ratio", 1.5, {"search-cache", "sample"}),
+        ("cache.policy", "adaptive", {"search-cache", "sample"}),
+        ("cache.quality", 0.1, {"search-cache", "sample"}),
+        ("recording.lags", 3, {"dump", "calibrate", "quantize", "search-cache", "sample"}),
+        ("cache.search", "exhaustive", {"search-cache", "sample"}),
+        ("prompts.verification", ["other"], {"dump", "calibrate", "quantize", "search-cache", "sample"}),
+    ],
+)
+def test_what_a_search_of_a_cache_depends_on(config, key, value, expected):
+    config = searching_a_cache(config)
+    config["sampler"]["num_sampling_steps"] = 20  # which exhaustive finds enough
+    before, after = keys(config), keys(changed(config, key, value))
+    assert {stage for stage in before if before[stage] != after[stage]} == expected
+
+
+def test_another_machine_searches_anew(config, monkeypatch):
+    config = searching_a_cache(config)
+    before = keys(config)
+    monkeypatch.setattr(graph.machine, "identity", lambda: "another")
+    after = keys(config)
+    assert {stage for stage in before if before[stage] != after[stage]} == {"search-cache", "sample"}
 
 
 def test_the_steps_of_a_recording_count_where_noise_follows_it(config):

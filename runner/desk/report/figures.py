@@ -54,6 +54,8 @@ FIGURES = (
     Figure("seconds", "time of the run", lambda run: run.seconds, wording.seconds),
     Figure("speed", "speed of a step, float = 1", lambda run: number(run.measured, "step_seconds", "ratio"),
            wording.times, True),
+    Figure("loop_speed", "speed of the loop by reuse", lambda run: number(run.measured, "cache", "speedup"),
+           wording.times, True),
     Figure("step_seconds", "step", _step, wording.seconds, False),
     Figure("clip_seconds", "clip", lambda run: number(run.measured, "generation", "clip_seconds"),
            wording.seconds, False),

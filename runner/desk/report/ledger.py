@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.desk.report import wording
-from runner.desk.report.read import Clip, Layer, Run, arm, number, pick
+from runner.desk.report.read import Clip, Layer, Run, number, pick
 
 WORST_LAYERS = 12
 
@@ -70,16 +70,19 @@ def _steps_part(run: Run) -> str:
 
 
 def _speed_part(run: Run) -> str:
+    reuse = number(run.measured, "cache", "speedup")
+    loop = f"{'R' if run.scheme is None else 'r'}euse makes the denoising loop {wording.times(reuse)} as fast"
     ratio = number(run.measured, "step_seconds", "ratio")
     if ratio is None:
-        return ""
+        return "" if reuse is None else loop
+    also = "" if reuse is None else f" and {loop}"
     low, high = _bounds(run.measured["step_seconds"]["ratio"]) or (ratio, ratio)
-    model = arm(run.config, schedule=False)
+    model = run.scheme
     if low <= 1 <= high:
-        return f"A {model} step takes about as long as a float one"
+        return f"A {model} step takes about as long as a float one{also}"
     if ratio > 1:
-        return f"A {model} step is {wording.times(ratio)} as fast as a float one"
-    return f"A {model} step takes {wording.times(1 / ratio)} as long as a float one"
+        return f"A {model} step is {wording.times(ratio)} as fast as a float one{also}"
+    return f"A {model} step takes {wording.times(1 / ratio)} as long as a float one{also}"
 
 
 def _quality_part(run: Run) -> str:
@@ -98,6 +101,8 @@ def highlights(run: Run) -> Iterator[tuple[str, Value]]:
         yield "of linear FLOPs in int8", Value(wording.share(int8))
     if (ratio := number(run.measured, "step_seconds", "ratio")) is not None:
         yield "speed of a step, float = 1", Value(wording.times(ratio), _limits(run.measured["step_seconds"]["ratio"]))
+    if (reuse := number(run.measured, "cache", "speedup")) is not None:
+        yield "speed of the loop, all computed = 1", Value(wording.times(reuse), _limits(run.measured["cache"]))
     if run.arm is not None and "psnr_db" in run.summary:
         yield "median PSNR to float", Value(_psnr(run.summary["psnr_db"], "median"))
     judge = run.summary.get("judge")
@@ -122,10 +127,23 @@ def _predicted(run: Run) -> Iterator[Row]:
         done = Value(f"{wording.flops(int8)} in int8", note)
         share = Value(wording.share(number(run.ledger, "int8_share")))
         yield Row("FLOPs of linear layers", "one call of the transformer", total, done, share)
+    if left := computed_share(run):
+        whole = Value(wording.share(1.0), f"{wording.count(number(run.cache, 'blocks'))} blocks a step")
+        change = Value(f"{wording.times(1 / left)} as fast", "if blocks were all")
+        yield Row("Blocks computed", "over all steps", whole, Value(wording.share(left)), change)
     if run.float_bytes and run.export_bytes:
         before, after = Value(wording.size(run.float_bytes)), Value(wording.size(run.export_bytes))
         change = Value(wording.times(run.export_bytes / run.float_bytes))
         yield Row("Transformer weights", "on disk", before, after, change)
+
+
+def computed_share(run: Run) -> float | None:
+    """The share of all blocks in all steps that the cache leaves to compute; None without one."""
+    ranges, blocks = run.cache.get("ranges"), number(run.cache, "blocks")
+    if not isinstance(ranges, list) or not ranges or not blocks:
+        return None
+    skipped = sum(reused[1] - reused[0] for reused in ranges if reused)
+    return 1 - skipped / (len(ranges) * blocks)
 
 
 def _measured(run: Run) -> Iterator[Row]:
@@ -138,6 +156,12 @@ def _measured(run: Run) -> Iterator[Row]:
         yield Row("Denoising step", "the two in turn", before, after, change)
     elif run.arm is None and number(generation, "step_seconds") is not None:
         yield Row("Denoising step", "", _timing(pick(generation, "step_seconds")), BLANK, BLANK)
+    if (reuse := number(run.measured, "cache", "speedup")) is not None:
+        timed = run.measured["cache"]
+        before = Value(wording.seconds(number(timed, "full_seconds")), "a step that computes all")
+        after = Value(wording.seconds(number(timed, "reuse_seconds")), "a step that reuses")
+        note = f"medians of {wording.count(number(timed, 'steps_timed'))} of its steps"
+        yield Row("Denoising loop", note, before, after, Value(f"{wording.times(reuse)} as fast", _limits(timed)))
     clip, memory = _timing(pick(generation, "clip_seconds")), number(run.measured, "peak_memory_bytes")
     if run.arm is None:
         if number(generation, "clip_seconds") is not None:

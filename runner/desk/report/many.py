@@ -21,9 +21,10 @@ from runner.desk.report.run import video_box
 
 EAGER = 24  # videos that play when the page opens; the others wait behind a click
 LONGEST = 48  # characters of a value in a table's cell
-TELLING = ("psnr_db", "ssim", "judge", "clip", "lpips")  # figures of quality that a plot shows against cost, best first
+# Figures of quality that a plot shows against cost, best first.
+TELLING = ("psnr_db", "latent_error", "ssim", "judge", "clip", "lpips")
 FLOAT = "float"  # begins what a reference is called
-COST = ("speed", "step_seconds", "clip_seconds", "weights")
+COST = ("loop_speed", "speed", "step_seconds", "clip_seconds", "weights")
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,13 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 @dataclass(frozen=True)
 class Point:
-    """One run in a plot: what it is called, and where it lies."""
+    """One run in a plot: what it is called, where it lies, and within which limits of x."""
 
     label: str
     x: float
     y: float
+    limits: tuple[float, float] | None = None
+    chosen: bool = False
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ def scatter(
     points = sorted((p for p in points if math.isfinite(p.x) and math.isfinite(p.y)), key=lambda p: (p.x, p.y, p.label))
     if not points:
         return Markup("")
-    across = ticks([*(p.x for p in points), *(a for a, _ in under)], x.show)
+    reach = [end for p in points for end in p.limits or ()]
+    across = ticks([*(p.x for p in points), *reach, *(a for a, _ in under)], x.show)
     up = ticks([*(p.y for p in points), *(b for _, b in under)], y.show)
 
     def px(value: float) -> float:
@@ -81,7 +84,11 @@ def scatter(
         lines.append(f'<polyline class="joined" points="{path}"/>')
     taken: list[Box] = [(px(p.x) - 4, py(p.y) - 4, px(p.x) + 4, py(p.y) + 4) for p in points]
     for p in points:
-        lines.append(f'<circle cx="{px(p.x):.1f}" cy="{py(p.y):.1f}" r="4"/>')
+        if p.limits:
+            low, high = map(px, p.limits)
+            lines.append(f'<line class="limits" x1="{low:.1f}" x2="{high:.1f}" y1="{py(p.y):.1f}" y2="{py(p.y):.1f}"/>')
+        chosen = ' class="chosen"' if p.chosen else ""
+        lines.append(f'<circle{chosen} cx="{px(p.x):.1f}" cy="{py(p.y):.1f}" r="{5 if p.chosen else 4}"/>')
         if p.label:
             left, y_text = _room(px(p.x), py(p.y), LETTER * len(p.label), taken)
             lines.append(f'<text class="label" x="{left:.1f}" y="{y_text:.1f}">{escape(p.label)}</text>')
@@ -102,6 +109,38 @@ def _room(x: float, y: float, width: float, taken: list[Box]) -> tuple[float, fl
         left, base = max(0.0, min(places[0][0], WIDTH - width)), places[0][1]
     taken.append((left, base - LINE, left + width, base))
     return left, base
+
+
+def heat(rows: Sequence[Sequence[float]], across: str, up: str, name: str, about: str) -> Markup:
+    """A map of values in [0, 1], rows[0] at the bottom: the higher the darker. Equal neighbors are one rectangle."""
+    if not rows or not rows[0]:
+        return Markup("")
+    cell = (WIDTH - LEFT - RIGHT) / len(rows[0])
+    high = (HEIGHT - TOP - BOTTOM) / len(rows)
+    lines = [
+        f'<svg class="scatter heat" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-title">',
+        f'<title id="{name}-title">{escape(about)}</title>',
+        f'<rect class="ground" x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" height="{HEIGHT - TOP - BOTTOM}"/>',
+    ]
+    for place, row in enumerate(rows):
+        y, begun = HEIGHT - BOTTOM - (place + 1) * high, 0
+        for end in range(1, len(row) + 1):
+            if end == len(row) or row[end] != row[begun]:
+                if row[begun] > 0:
+                    lines.append(
+                        f'<rect x="{LEFT + begun * cell:.2f}" y="{y:.2f}" width="{(end - begun) * cell:.2f}" '
+                        f'height="{high:.2f}" fill-opacity="{row[begun]:.3f}"/>'
+                    )
+                begun = end
+    for value in dict.fromkeys((0, len(rows[0]) - 1)):
+        x = LEFT + (value + 0.5) * cell
+        lines.append(f'<text class="tick middle" x="{x:.1f}" y="{HEIGHT - BOTTOM + 16}">{value}</text>')
+    for value in dict.fromkeys((0, len(rows) - 1)):
+        y = HEIGHT - BOTTOM - (value + 0.5) * high + 4
+        lines.append(f'<text class="tick end" x="{LEFT - 6}" y="{y:.1f}">{value}</text>')
+    lines.append(f'<text class="axis end" x="{WIDTH - RIGHT}" y="{HEIGHT - 6}">{escape(across)}</text>')
+    lines.append(f'<text class="axis" x="{LEFT - 46}" y="{TOP + (HEIGHT - TOP - BOTTOM) / 2:.1f}">{escape(up)}</text>')
+    return Markup("\n".join([*lines, "</svg>"]))
 
 
 def ticks(values: Sequence[float], show: Callable[[float], str]) -> list[float]:

@@ -13,6 +13,7 @@ from runner.desk.report.files import Entry, png_size, tree
 EXPORTS = ("quant_model_weight_*.safetensors*", "quant_model_description_*.json")
 FLOAT_WEIGHTS = "diffusion_pytorch_model*.safetensors"
 PICTURES = (".mp4", ".png")
+CACHES = {"dit_cache": "DiT cache", "adaptive": "adaptive cache"}
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,9 @@ class Layer:
 class Run:
     """Everything that a page says about a run.
 
-    Mappings are JSON as it was read: `summary` and `ledger` of sample/metrics.json, `measured` and `recorded` of
-    measurements/sample.json and measurements/dump.json, `schedule` of search-schedule/search.json.
+    Mappings are JSON as it was read: `summary`, `ledger` and `cache` of sample/metrics.json, `measured`, `recorded` and
+    `cache_measured` of measurements/sample.json, dump.json and search-cache.json, `schedule` and `cache_search` of the
+    search.json of either search.
     """
 
     folder: Path
@@ -84,6 +86,9 @@ class Run:
     contact_sheet_size: tuple[int, int] | None
     summary: Mapping[str, Any]
     ledger: Mapping[str, Any]
+    cache: Mapping[str, Any]
+    cache_search: Mapping[str, Any]
+    cache_measured: Mapping[str, Any]
     measured: Mapping[str, Any]
     recorded: Mapping[str, Any]
     schedule: Mapping[str, Any]
@@ -97,8 +102,14 @@ class Run:
 
     @property
     def arm(self) -> str | None:
-        """What the float reference is compared with ("W8A8"), None for a run that changes nothing."""
+        """What the float reference is compared with ("W8A8 + DiT cache"), None for a run that changes nothing."""
         return arm(self.config)
+
+    @property
+    def scheme(self) -> str | None:
+        """How its linears compute ("W8A8"), None for float ones."""
+        scheme = pick(self.config, "quant", "scheme")
+        return None if scheme in (None, "none") else str(scheme).upper()
 
 
 @dataclass
@@ -163,6 +174,9 @@ def read_run(folder: Path) -> Run:
         contact_sheet_size=png_size(sheet),
         summary=_mapping(metrics.get("summary")),
         ledger=_mapping(metrics.get("ledger")),
+        cache=_mapping(metrics.get("cache")),
+        cache_search=reader.mapping("search-cache/search.json", expected="search-cache" in made),
+        cache_measured=reader.mapping("measurements/search-cache.json", expected=False),
         measured=reader.mapping("measurements/sample.json", expected="sample" in made),
         recorded=reader.mapping(f"measurements/{long}.json", expected=False),
         schedule=reader.mapping("search-schedule/search.json", expected="search-schedule" in made),
@@ -176,12 +190,12 @@ def read_run(folder: Path) -> Run:
     )
 
 
-def arm(config: Mapping[str, Any], schedule: bool = True) -> str | None:
-    """What a run of this configuration changes: how it quantizes, what it reuses, and (`schedule`) which steps it
-    takes."""
-    changes = [pick(config, "quant", "scheme"), pick(config, "cache", "policy")]
-    names = [str(change).upper() for change in changes if change not in (None, "none")]
-    if schedule and pick(config, "sampler", "search") is not None:
+def arm(config: Mapping[str, Any]) -> str | None:
+    """What a run of this configuration changes: which steps it takes, how it quantizes, what it reuses."""
+    scheme, policy = pick(config, "quant", "scheme"), pick(config, "cache", "policy")
+    names = [str(scheme).upper()] if scheme not in (None, "none") else []
+    names += [CACHES.get(str(policy), str(policy))] if policy not in (None, "none") else []
+    if pick(config, "sampler", "search") is not None:
         names.insert(0, f"{pick(config, 'sampler', 'num_sampling_steps')} steps")
     return " + ".join(names) or None
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from runner.desk.report import wording
+from runner.desk.report.cache import cache
 from runner.desk.report.files import Entry
 from runner.desk.report.ledger import clip_figures, highlights, ledger, verdict, worst_layers
 from runner.desk.report.page import Section, render, write_page
@@ -87,7 +88,7 @@ def again(run: Run) -> Section:
 
 
 # In the order of the page. A section that has nothing to show is None.
-SECTIONS: tuple[Callable[[Run], Section | None], ...] = (clips, cost, schedule, layers, stages, files, again)
+SECTIONS: tuple[Callable[[Run], Section | None], ...] = (clips, cost, schedule, cache, layers, stages, files, again)
 
 
 def video_box(run: Run) -> dict[str, Any]:

@@ -20,6 +20,7 @@ TEXT_ENCODER = "google/mt5-xxl"  # the release does not ship its text encoder
 TIME_FACTOR = 4  # frames a latent frame holds, after the first, which stands alone
 SIDE_FACTOR = 16  # pixels a token spans: 8 by the VAE, 2 by the patches
 MAX_SEQUENCE_LENGTH = 512  # tokens of text that the model was trained with
+BLOCKS = "num_layers"  # the key of config.json that says how many blocks there are
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 
 

@@ -1,0 +1,115 @@
+"""One generation under a policy, as a search needs it: in latent space, from recorded predictions as far as they serve.
+
+As long as no block was reused, the trajectory is the recorded one: there the transformer answers with the prediction
+that was recorded and computes nothing. What is computed is counted and timed, step by step.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
+from torch import Tensor
+
+from runner.cache.policy import Policy
+from runner.cache.reuse import Reuse
+from runner.cache.speed import StepTimes
+from runner.generation import generate
+from runner.hardware import Hardware
+from runner.recording import Steps
+
+
+class Replay:
+    """Lets the transformer answer with given (guided) predictions [1,C,T,H,W] at some steps, by position.
+
+    Both guidance branches get the same answer, whose guided combination is that answer, exactly."""
+
+    def __init__(self, pipeline: Any, steps: Steps, predictions: Mapping[int, Tensor], replayed: range) -> None:
+        self.transformer, self.steps = pipeline.transformer, steps
+        self.predictions, self.replayed = predictions, replayed
+        self.forwards = 0  # that were computed; the branches of a guided pair are one
+
+    def __enter__(self) -> Replay:
+        self._before = vars(self.transformer).get("forward")
+        compute = self.transformer.forward
+        takes = list(inspect.signature(compute).parameters)  # the latents come first
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self.steps.position not in self.replayed:
+                self.forwards += self.steps.call == 0
+                return compute(*args, **kwargs)
+            prediction = self.predictions[self.steps.position]
+            x: Tensor = kwargs[takes[0]] if takes[0] in kwargs else args[0]
+            answer = prediction.to(x.device).repeat(len(x) // len(prediction), *[1] * (x.ndim - 1))
+            if getattr(self.transformer, "out_channels", 0) == 2 * answer.shape[1]:
+                answer = torch.cat([answer, torch.zeros_like(answer)], dim=1)  # of a learned variance, which is dropped
+            return Transformer2DModelOutput(answer) if kwargs.get("return_dict", True) else (answer,)
+
+        self.transformer.forward = forward
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if self._before is None:
+            del self.transformer.forward
+        else:
+            self.transformer.forward = self._before
+
+
+@dataclass
+class Trial:
+    """latents [1,C,T,H,W] after the last step and frames [1,T,H,W,3] if they were asked for; seconds of the steps that
+    were computed, but for the first of them, which warms up; forwards that were computed, a guided pair being one;
+    predictions that were kept, by step."""
+
+    latents: Tensor
+    frames: Tensor
+    seconds: dict[int, float] = field(default_factory=dict)
+    forwards: int = 0
+    predictions: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recorded generation: its final latents [1,C,T,H,W] and, by step, the predictions that led there; where frames
+    are compared, its frames uint8 [T,H,W,3]."""
+
+    prompt: str
+    seed: int
+    final: Tensor
+    predictions: Mapping[int, Tensor]
+    frames: Tensor | None = None
+
+
+@dataclass
+class Trials:
+    """Runs policies on a pipeline and counts the forwards. `on_forwards` is told each number of them."""
+
+    pipeline: Any
+    config: Mapping[str, Any]
+    hardware: Hardware
+    on_forwards: Callable[[int], None] = lambda _: None
+    forwards: int = 0
+
+    def run(self, case: Case, policy: Policy, computed_from: int, keep: bool = False, decode: bool = False) -> Trial:
+        """Generate a case under a policy; the steps before `computed_from` take its predictions. `keep` keeps those
+        that are computed, for later trials; `decode` also makes frames."""
+        trial = Trial(torch.empty(0), torch.empty(0))
+        replayed = range(computed_from)
+        with Steps(self.pipeline) as steps:
+            if keep:
+                steps.before.append(lambda at, _t, _x, prediction: trial.predictions.__setitem__(at, prediction.cpu()))
+            times = StepTimes(steps, self.hardware)
+            with (
+                Replay(self.pipeline, steps, case.predictions, replayed) as replay,
+                Reuse(self.pipeline.transformer, steps, policy),
+            ):
+                done = generate(self.pipeline, self.config, [case.prompt], [case.seed], self.hardware, decode=decode)
+        trial.latents, trial.frames, trial.forwards = done.latents, done.frames, replay.forwards
+        trial.seconds = times.seconds(computed_from + 1)
+        self.forwards += trial.forwards
+        self.on_forwards(trial.forwards)
+        return trial

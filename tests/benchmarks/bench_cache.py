@@ -1,0 +1,369 @@
+"""What reuse of blocks reaches on the shipped weights: ranking, speed, damage, and what the searches spend.
+
+    python tests/benchmarks/bench_cache.py                    all of it
+    python tests/benchmarks/bench_cache.py ranking answers    parts by name: off, ranking, answers, counts
+    python tests/benchmarks/bench_cache.py --short            the same in small: that it runs; its figures mean little
+    MSMODELSLIM_PYTHON=... python tests/benchmarks/bench_cache.py answers
+                                                              also msModelSlim's own search, of the package that this
+                                                              interpreter has, on the same pipeline and prompts
+
+The recording is made by the runner itself. Damage is the relative error of the final latents on held-out prompts and
+seeds. Speed is that of the denoising loop on one thread: arms in turn, process CPU time, the ratio of medians with its
+95 % interval by the bootstrap. Every forward of the transformer is counted; a guided pair is one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from runner.cache import exhaustive, search
+from runner.cache.policy import GENERATIONS, Config, Policy, Rectangle
+from runner.cache.predict import Prediction
+from runner.cache.reuse import Reuse
+from runner.cache.speed import Times
+from runner.cache.trial import Case, Trials
+from runner.embedded.evaluate import spread
+from runner.generation import generate
+from runner.hardware import open_device
+from runner.metrics.video import relative_error
+from runner.model import load_pipeline
+from runner.movement import Movement
+from runner.recording import Recording, Steps
+
+RATIOS = (1.3, 1.5)
+TARGETS = (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7)  # predicted speed of each group of the ranking
+WITHIN = 0.01  # of its target, to either side
+HELD_OUT_SEED = 5_000_000
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is done: held-out prompts, configurations of a group, rounds of the race, arguments of the recording."""
+
+    held_out: int
+    group: int
+    rounds: int
+    targets: tuple[float, ...] = TARGETS
+    ratios: tuple[float, ...] = RATIOS
+    arguments: tuple[str, ...] = ()
+
+
+FULL = Scale(4, 10, 9)
+SHORT = Scale(1, 4, 2, (1.2, 1.5), (1.3,), ("sampler.num_sampling_steps=12",))
+
+
+class Lab:
+    """A recording, the pipeline, and the truth about any policy on held-out prompts."""
+
+    def __init__(self, folder: Path, scale: Scale) -> None:
+        command = [sys.executable, "-m", "runner", "cache=dit_cache", "cache.ratio=1.3", "until=dump", "name=bench"]
+        subprocess.run([*command, f"output={folder}", *scale.arguments], check=True, stdout=sys.stderr)
+        run = max((folder / "bench").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        self.scale, self.config = scale, json.loads((run / "run.json").read_text())["config"]
+        self.pipeline = load_pipeline(self.config["model"], self.config["sampler"]["sample_method"], "cpu")
+        self.recording = recording = Recording(run / "dump")
+        self.movements = [Movement.read(part) for part in recording.parts("calibration")]
+        self.steps, self.blocks = len(self.movements[0].gram), self.movements[0].blocks
+        self.recorded, self.verification = (cases(recording, role) for role in ("calibration", "verification"))
+        timed = json.loads((run / "measurements" / "dump.json").read_text())["blocks"]
+        self.times = Times(timed["step_seconds"], tuple(timed["block_seconds"]))
+        self._damage: dict[Policy, float] = {}
+
+    def trials(self) -> Trials:
+        return Trials(self.pipeline, self.config, open_device("cpu"))
+
+    @cached_property
+    def held_out(self) -> list[Case]:
+        """Prompts that the recording has not, generated without reuse."""
+        used = {prompt["prompt"] for prompt in self.recording.prompts}
+        prompts = [each for each in spread("all", self.scale.held_out + len(used), seed=7) if each not in used]
+        found = []
+        for place, prompt in enumerate(prompts[: self.scale.held_out]):
+            case = Case(prompt, HELD_OUT_SEED + place, torch.empty(0), {})
+            done = self.trials().run(case, Policy((None,) * self.steps), 0, keep=True)
+            found.append(replace(case, final=done.latents, predictions=done.predictions))
+        return found
+
+    def damage(self, policy: Policy) -> float:
+        """The mean relative error of the final latents on the held-out prompts."""
+        if policy not in self._damage:
+            first = search.first_kept(policy)
+            runs = [(self.trials().run(case, policy, first), case) for case in self.held_out]
+            self._damage[policy] = statistics.fmean(relative_error(run.latents, case.final) for run, case in runs)
+        return self._damage[policy]
+
+    @cached_property
+    def predicted(self) -> tuple[search.Predicted, int]:
+        """The prediction that a search would make, and the forwards of its probes."""
+        trials = self.trials()
+        return search.predict(trials, self.recorded, self.movements, self.times), trials.forwards
+
+
+def cases(recording: Recording, role: str) -> list[Case]:
+    told = {recording.folder / prompt["folder"]: prompt for prompt in recording.prompts}
+    return [
+        Case(told[part]["prompt"], told[part]["seed"], recording.final(part), recording.predictions(part))
+        for part in recording.parts(role)
+    ]
+
+
+def off(lab: Lab) -> bool:
+    """Without any reuse, hooks or none, the bytes are those of the recording."""
+    case = lab.recorded[0]
+    with Steps(lab.pipeline) as steps, Reuse(lab.pipeline.transformer, steps, Policy((None,) * lab.steps)):
+        idle = generate(lab.pipeline, lab.config, [case.prompt], [case.seed], open_device("cpu"), decode=False).latents
+    lab.trials().run(case, Rectangle(1, 2, 0, lab.blocks).policy(lab.steps, lab.blocks), 0)
+    after = generate(lab.pipeline, lab.config, [case.prompt], [case.seed], open_device("cpu"), decode=False).latents
+    same = torch.equal(idle, case.final) and torch.equal(after, case.final)
+    print(f"off: the recorded bytes, with an idle cache and after one was removed: {same}")
+    return same
+
+
+def chosen(lab: Lab, prediction: Prediction) -> list[list[tuple[Policy, float]]]:
+    """Groups of rectangles of equal predicted speed, drawn by lot, each with its predicted damage."""
+    dice, groups = random.Random(0), []
+    everything = [each for each in prediction.rectangles() if np.isfinite(each[1]) and each[0].step_start > 0]
+    for target in lab.scale.targets:
+        near = [each for each in everything if abs(each[2] / target - 1) < WITHIN]
+        drawn = dice.sample(near, min(lab.scale.group, len(near)))
+        groups.append([(config.policy(lab.steps, lab.blocks), damage) for config, damage, _ in drawn])
+    return groups
+
+
+def rank(a: Sequence[float], b: Sequence[float]) -> float:
+    return float(spearmanr(a, b).statistic)
+
+
+def ranking(lab: Lab) -> bool:
+    """Predicted against true damage: over all configurations, and within groups of equal predicted speed."""
+    predicted, _ = lab.predicted
+    prediction = predicted.prediction
+    groups = chosen(lab, prediction)
+    everything = [each for group in groups for each in group]
+    true = [lab.damage(policy) for policy, _ in everything]
+    order = np.random.default_rng(0).permutation(np.arange(lab.steps))
+    costs = prediction.costs.copy()
+    finite = np.where(np.isfinite(costs), costs, np.nanmax(costs[np.isfinite(costs)]))
+    shuffled = Prediction(finite[order], prediction.times)
+    ways = {
+        "prediction": lambda policy: prediction.damage(policy),
+        "movement alone": lambda policy: replace(prediction, costs=predicted.local).damage(policy),
+        "skipped blocks": lambda policy: float(policy.skipped()),
+        "steps shuffled": lambda policy: shuffled.damage(policy),
+    }
+    print(f"ranking: {len(everything)} configurations in {len(groups)} groups, {len(lab.held_out)} held-out prompts")
+    medians = {}
+    for name, way in ways.items():
+        overall = rank([way(policy) for policy, _ in everything], true)
+        within = [rank([way(policy) for policy, _ in g], [lab.damage(policy) for policy, _ in g]) for g in groups]
+        within = [0.0 if np.isnan(each) else each for each in within]
+        medians[name] = (overall, statistics.median(within))
+        each = " ".join(f"{value:.2f}" for value in within)
+        print(f"  {name:<15} overall {overall:.3f}  within groups, median {medians[name][1]:.3f}  ({each})")
+    ratios = [damage / max(lab.damage(policy), 1e-9) for policy, damage in everything]
+    print(f"  predicted / true damage: median {statistics.median(ratios):.2f}")
+    overall, inside = medians["prediction"]
+    return (
+        overall >= 0.9
+        and inside >= 0.6
+        and inside >= medians["skipped blocks"][1] + 0.1
+        and min(medians["steps shuffled"][0] - 0.9, medians["steps shuffled"][1] - 0.6) < 0
+    )
+
+
+@dataclass
+class Answer:
+    """What a search came to, and what it spent beyond the recording."""
+
+    name: str
+    config: Config
+    forwards: int
+    policy: Policy
+
+
+def answers(lab: Lab) -> bool:
+    """The answers of every search at each ratio: measured speed and true damage, and what they spent."""
+    found, good = [], True
+    recorded = lab.steps * (len(lab.recorded) + len(lab.verification))
+    for ratio in lab.scale.ratios:
+        rectangle = ours(lab, search.rectangles, f"dit_cache {ratio:g}", ratio)
+        theirs = by_exhaustive(lab, ratio)
+        found += [rectangle, ours(lab, search.adaptive, f"adaptive {ratio:g}", ratio)]
+        if theirs:
+            found += [theirs]
+        if python := os.environ.get("MSMODELSLIM_PYTHON"):
+            found += [by_msmodelslim(lab, ratio, python)]
+    print(f"answers: {len(lab.recorded)} recorded prompts and {len(lab.verification)} for verification, "
+          f"{recorded} forwards of the recording not in the column")  # fmt: skip
+    speeds = race(lab, [each.policy for each in found])
+    rows = {}
+    for each, (speed, low, high) in zip(found, speeds, strict=True):
+        damage = lab.damage(each.policy)
+        rows[each.name] = (speed, low, high, damage, each.forwards)
+        print(f"  {each.name:<18} {each.forwards:>6} forwards  {speed:.3f} times as fast [{low:.3f}, {high:.3f}]  "
+              f"latent error {damage:.4f}  {told(each.config)}")  # fmt: skip
+    for ratio in lab.scale.ratios:
+        speed, _, high, damage, spent = rows[f"dit_cache {ratio:g}"]
+        reached = speed >= 0.97 * ratio and high >= ratio
+        print(f"  R = {ratio:g}: {'reached' if reached else 'NOT reached'}")
+        good &= reached
+        for other in (f"exhaustive {ratio:g}", f"msmodelslim {ratio:g}"):
+            if other in rows:
+                theirs_speed, _, _, theirs_damage, theirs_spent = rows[other]
+                print(
+                    f"    {other}: {theirs_spent / spent:.1f} times our forwards "
+                    f"({theirs_spent / (spent + recorded):.1f} with the recording counted), "
+                    f"{theirs_damage / damage:.2f} times our damage at {theirs_speed / speed:.3f} times our speed"
+                )
+                good &= theirs_spent >= 3 * spent
+        _, _, _, adaptive_damage, _ = rows[f"adaptive {ratio:g}"]
+        adaptive_speed = rows[f"adaptive {ratio:g}"][0]
+        print(f"    adaptive: {adaptive_damage / damage:.2f} times the rectangle's damage at "
+              f"{adaptive_speed / speed:.3f} times its speed")  # fmt: skip
+        good &= adaptive_damage <= 0.8 * damage and adaptive_speed >= 0.98 * speed
+    return good
+
+
+def ours(lab: Lab, pool: search.Pool, name: str, ratio: float) -> Answer:
+    trials = lab.trials()
+    predicted, spent = lab.predicted
+    budget = GENERATIONS * lab.steps - spent
+    outcome = search.search(predicted.prediction, pool, trials, lab.verification, ratio, None, budget)
+    print(f"  {name}: {outcome.statement}")
+    assert outcome.answer is not None, outcome.statement
+    best = outcome.verified[outcome.answer].candidate
+    return Answer(name, best.config, spent + trials.forwards, best.policy)
+
+
+def by_exhaustive(lab: Lab, ratio: float) -> Answer | None:
+    trials, frames = lab.trials(), [case.final for case in lab.recorded]
+    references = [trials.run(case, Policy((None,) * lab.steps), 0, decode=True).frames.float() for case in lab.recorded]
+    assert len(frames) == len(references)
+
+    def score(rectangle: Rectangle) -> float:
+        policy = rectangle.policy(lab.steps, lab.blocks)
+        made = [trials.run(case, policy, 0, decode=True).frames.float() for case in lab.recorded]
+        return statistics.fmean(float((a - b).square().mean()) for a, b in zip(made, references, strict=True))
+
+    try:
+        found = exhaustive.exhaustive(lab.steps, lab.blocks, ratio, exhaustive.INTERVAL, score)
+    except ValueError as error:
+        print(f"  exhaustive {ratio:g}: refused, {error}")
+        return None
+    policy = found.answer.policy(lab.steps, lab.blocks)
+    return Answer(f"exhaustive {ratio:g}", found.answer, trials.forwards, policy)
+
+
+def by_msmodelslim(lab: Lab, ratio: float, python: str) -> Answer:
+    """Its own search, in this interpreter, with the package of another one."""
+    from msmodelslim_search import searched
+
+    prompts = [(case.prompt, case.seed) for case in lab.recorded]
+    found, forwards, seconds = searched(python, lab.pipeline, lab.config, prompts, lab.steps, ratio)
+    print(f"  msmodelslim {ratio:g}: {seconds:.0f} s, {found}")
+    rectangle = Rectangle(*(found[name] for name in ("cache_step_start", "cache_step_interval", "cache_block_start",
+                                                     "cache_num_blocks")))  # fmt: skip
+    return Answer(f"msmodelslim {ratio:g}", rectangle, forwards, rectangle.policy(lab.steps, lab.blocks))
+
+
+def race(lab: Lab, policies: Sequence[Policy]) -> list[tuple[float, float, float]]:
+    """The speed of the loop under each policy against none, all arms in turn: (ratio of medians, low, high)."""
+    arms = [Policy((None,) * lab.steps), *policies]
+    seconds: list[list[float]] = [[] for _ in arms]
+    for turn in range(lab.scale.rounds + 1):
+        for place, policy in enumerate(arms):
+            taken = loop_seconds(lab, policy)
+            if turn:  # the first round warms up
+                seconds[place].append(taken)
+    dice = random.Random(0)
+
+    def ratio(plain: list[float], other: list[float]) -> float:
+        return statistics.median(plain) / statistics.median(other)
+
+    found = []
+    for other in seconds[1:]:
+        resampled = (
+            (dice.choices(seconds[0], k=len(seconds[0])), dice.choices(other, k=len(other))) for _ in range(999)
+        )
+        drawn = sorted(ratio(*pair) for pair in resampled)
+        found.append((ratio(seconds[0], other), drawn[24], drawn[974]))
+    clip = statistics.median(seconds[0])
+    print(f"  the loop without reuse: {clip:.2f} s of CPU; interleaved, {lab.scale.rounds} rounds")
+    return found
+
+
+def loop_seconds(lab: Lab, policy: Policy) -> float:
+    """CPU time from the first call of the transformer to the end of the last step."""
+    hardware, case = open_device("cpu"), lab.recorded[0]
+    marks: list[float] = []
+    with Steps(lab.pipeline) as steps, Reuse(lab.pipeline.transformer, steps, policy):
+        first = lab.pipeline.transformer.register_forward_pre_hook(lambda *_: marks.append(hardware.clock()))
+        steps.after.append(lambda _: marks.append(hardware.clock()))
+        generate(lab.pipeline, lab.config, [case.prompt], [case.seed], hardware, decode=False)
+        first.remove()
+    return marks[-1] - marks[0]
+
+
+def told(config: Config) -> str:
+    if isinstance(config, Rectangle):
+        return f"start {config.step_start} every {config.step_interval} blocks {config.block_start}+{config.num_blocks}"
+    return f"{len(config.segments)} segments"
+
+
+def counts(lab: Lab) -> bool:
+    """What both searches spend by count on the released size: 32 blocks, 100 steps, four prompts."""
+    steps, blocks, prompts, good = 100, 32, 4, True
+    for ratio in RATIOS:
+        length = exhaustive.least_length(steps, blocks, ratio, exhaustive.INTERVAL)
+        spent = []  # where the best places are the last ones few longer ranges fit, where they are the first ones many
+        for sign in (-1, 1):
+            tried = len(exhaustive.exhaustive(steps, blocks, ratio, 2, lambda r, s=sign: s * r.block_start).tried)
+            spent.append((tried + 1) * prompts * steps)
+        least = GENERATIONS * steps
+        recorded = (prompts + 1) * steps
+        print(
+            f"counts, R = {ratio:g}: {length} blocks or more; exhaustive {min(spent):,} to {max(spent):,} forwards, "
+            f"ours at most {least:,} beside a recording of {recorded:,}: "
+            f"{min(spent) / least:.0f} to {max(spent) / least:.0f} times fewer, "
+            f"{min(spent) / (least + recorded):.0f} to {max(spent) / (least + recorded):.0f} with it"
+        )
+        good &= min(spent) >= 10 * least
+    return good
+
+
+PARTS = {"off": off, "ranking": ranking, "answers": answers, "counts": counts}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    parser.add_argument("--short", action="store_true")
+    parser.add_argument("--output", type=Path, help="keeps the recording there, for another time")
+    options = parser.parse_args()
+    if unknown := set(options.parts) - set(PARTS):
+        parser.error(f"no such part: {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as temporary:
+        lab = Lab(options.output or Path(temporary), SHORT if options.short else FULL)
+        passed = {name: PARTS[name](lab) for name in options.parts or PARTS}
+    print(", ".join(f"{name}: {'passes' if good else 'FAILS'}" for name, good in passed.items()))
+    return 0 if options.short or all(passed.values()) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
