@@ -7,6 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from functools import cached_property
@@ -20,6 +21,7 @@ from runner.desk.fingerprints import Fingerprints, write_whole
 from runner.desk.graph import PlannedStage
 from runner.desk.precedence import explicit
 from runner.desk.store import Store
+from runner.status import write_status
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -124,12 +126,17 @@ def follow(job: Job, folder: Path, claimed: bool = False) -> Path | None:
         return None
     run = folder if claimed else claim(folder)
     show.show_plan(job.planned, job.checked.checkpoint, run)
-    job.write(run)
+    try:
+        job.write(run)
+    except OSError as error:
+        raise failed_here(run, "the desk", error) from error
     if job.config["launch"] == "print":
         print(*launch.lines(run, job.config), sep="\n")
         return None
     try:
         launch.launch(run, job.config)
+    except OSError as error:
+        raise failed_here(run, "the desk", error) from error
     finally:  # the page of a run that failed is the one that somebody needs most
         from runner.desk import report
 
@@ -151,10 +158,12 @@ def claim(folder: Path, mark: str = "run.json") -> Path:
 
 
 def failed_here(folder: Path, what: str, error: Exception) -> launch.RunFailed:
-    """What failed on this half, where no worker is there to say it: its traceback is left in `folder`."""
-    where = folder / "traceback.txt"
-    where.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
-    return launch.RunFailed(what, f"{type(error).__name__}: {error}", where)
+    """What failed on this half, where no worker is there to say it: the traceback and status.json are in `folder`."""
+    why, where = f"{type(error).__name__}: {error}", folder / "traceback.txt"
+    with suppress(OSError):  # a full disk
+        where.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
+        write_status(folder, "failed", error=why)
+    return launch.RunFailed(what, why, where if where.exists() else folder)
 
 
 def try_page(write: Callable[[Path], Path], folder: Path) -> str:

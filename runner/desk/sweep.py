@@ -107,9 +107,7 @@ def run_elsewhere(composed: DictConfig) -> None:
     except RunFailed as failed:
         print(failed, file=sys.stderr)
     except Exception as error:  # of this half, with no worker to say it
-        reason = failed_here(one.folder, "the desk", error)
-        write_status(one.folder, "failed", error=reason.why)
-        print(reason, file=sys.stderr)
+        print(failed_here(one.folder, "the desk", error), file=sys.stderr)
 
 
 def _here(members: Sequence[Member]) -> None:

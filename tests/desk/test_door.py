@@ -143,6 +143,21 @@ def test_failure_ends_with_one_in_three_lines(journal, capfd, at):
     ]
 
 
+def test_what_fails_on_the_desk_s_half_ends_in_three_lines_too(journal, at, capfd, monkeypatch):
+    def fail(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Store, "write_lineage", fail)
+    assert door(["+recipe=osp12_w8a8", at]) == 1
+    (run,) = runs()
+    assert capfd.readouterr().err.splitlines() == [
+        "failed: the desk",
+        "   why: OSError: [Errno 28] No space left on device",
+        f" where: {run.resolve() / 'traceback.txt'}",
+    ]
+    assert json.loads((run / "status.json").read_text())["state"] == "failed"
+
+
 def test_interrupted(journal, at, monkeypatch, capsys):
     def interrupt(*arguments):
         raise KeyboardInterrupt
