@@ -1,6 +1,6 @@
 """One call of a pipeline as an experiment needs it: seeded by prompt, timed by step, with latents and frames.
 
-Any diffusers pipeline with `callback_on_step_end` and `output_type` serves.
+Any diffusers pipeline serves: where it stands is read off its scheduler and transformer (runner.recording.Steps).
 """
 
 from __future__ import annotations
@@ -8,10 +8,12 @@ from __future__ import annotations
 import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,13 +22,14 @@ from runner.hardware import Hardware
 from runner.media import save_clip
 from runner.model import apply_template
 from runner.parallel import cfg
+from runner.recording import Steps
 from runner.sampler import schedules
 
 
 @dataclass
 class Generation:
-    """latents [B,C,T,H,W] after the last step, frames uint8 [B,T,H,W,3], and the seconds of each step but the first
-    (which holds the text encoding), of decoding, and of all."""
+    """latents after the last step ([B,C,T,H,W], or as a foreign scheduler keeps them), frames uint8 [B,T,H,W,3] (T = 1
+    of images), and the seconds of each step but the first (which holds the text encoding), of decoding, and of all."""
 
     latents: Tensor
     frames: Tensor
@@ -37,7 +40,8 @@ class Generation:
 
 def forwards(pipeline: Any, num_sampling_steps: int) -> int:
     """How many times the solver evaluates the model in one generation (Heun's and PNDM's more often than steps)."""
-    pipeline.scheduler.set_timesteps(num_sampling_steps)
+    shifted = {"mu": 0.0} if pipeline.scheduler.config.get("use_dynamic_shifting") else {}  # which changes no number
+    pipeline.scheduler.set_timesteps(num_sampling_steps, **shifted)
     return len(pipeline.scheduler.timesteps)
 
 
@@ -51,34 +55,44 @@ def generate(
     decode: bool = True,
     timesteps: Sequence[float] | None = None,
     latents: Tensor | None = None,
+    steps: Steps | None = None,
 ) -> Generation:
     """Generate one clip for each prompt, each from noise of its own seed, in one batch. Without `decode` it ends with
     the latents, and frames are empty. `timesteps` are those to take instead of the configuration's; `latents`
-    [B,C,T,H,W] those to start from, as the scheduler keeps them at the first timestep."""
+    [B,C,T,H,W] those to start from, as the scheduler keeps them at the first timestep. `steps` says where the
+    generation stands, to whoever has entered it already."""
     model, sampler = config["model"], config["sampler"]
+    negative = model.get("negative_prompt", "")
     # Noise is drawn on the host, so that one seed gives the same noise on every device.
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
     times: list[float] = []
-    last: dict[str, Tensor] = {}
 
-    def end_of_step(_: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+    goes_on_with: dict[str, Tensor] = {}
+
+    def note(_: Any, index: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        goes_on_with["latents"] = tensors["latents"]  # a pipeline may alter what the solver returned
+        return tensors
+
+    def end_of_step(_: int) -> None:
         hardware.synchronize()
         times.append(time.perf_counter())
-        last["latents"] = tensors["latents"]
         on_step()
-        return tensors
 
     arguments: dict[str, Any] = {
         **model,  # what the pipeline has an argument of the same name for
         "prompt": [apply_template(model, prompt) for prompt in prompts],
-        "negative_prompt": [model.get("negative_prompt", "")] * len(prompts),
+        "negative_prompt": None if negative is None else [negative] * len(prompts),
         "num_inference_steps": sampler["num_sampling_steps"],
         "guidance_scale": sampler["guidance_scale"],
         "guidance_batch": sampler["guidance_batch"],
         "generator": generators if len(generators) > 1 else generators[0],
         "output_type": "np" if decode else "latent",
-        "callback_on_step_end": end_of_step,
+        "callback_on_step_end": note,
+        "use_resolution_binning": False,  # the size is the one that is asked for
+        "frame_rate": model.get("fps"),
+        **model.get("call", {}),
     }
+    arguments = {name: value for name, value in arguments.items() if value is not None}
     known = inspect.signature(pipeline.__call__).parameters
     if config["parallel"]["cfg"] and "guidance_batch" not in known:
         raise ValueError(
@@ -98,17 +112,37 @@ def generate(
     pipeline.set_progress_bar_config(disable=True)  # the stage has one bar for all its clips
     hardware.synchronize()
     start = time.perf_counter()
-    with torch.inference_mode(), cfg.split(pipeline.transformer):
-        output = pipeline(**{name: value for name, value in arguments.items() if name in known})
+    with (
+        torch.inference_mode(),
+        cfg.split(pipeline.transformer),
+        nullcontext(steps) if steps is not None else Steps(pipeline) as steps,
+    ):
+        steps.after.append(end_of_step)
+        try:
+            output = pipeline(**{name: value for name, value in arguments.items() if name in known})
+        finally:
+            steps.after.remove(end_of_step)
     hardware.synchronize()
     end = time.perf_counter()
+    final = goes_on_with.get("latents", steps.latents)
+    assert final is not None
     return Generation(
-        latents=last["latents"].cpu(),
-        frames=torch.as_tensor(output.frames if hasattr(output, "frames") else output[0]) if decode else torch.empty(0),
+        latents=final.cpu(),
+        frames=_frames(output) if decode else torch.empty(0),
         step_seconds=[b - a for a, b in zip(times, times[1:], strict=False)],
         decode_seconds=end - times[-1],
         seconds=end - start,
     )
+
+
+def _frames(output: Any) -> Tensor:
+    """What a pipeline returned, images or videos, in 8 bits: uint8 [B,T,H,W,3]."""
+    frames = torch.as_tensor(np.asarray(output.frames if hasattr(output, "frames") else output[0]))
+    if frames.ndim == 4:
+        frames = frames[:, None]
+    if frames.dtype != torch.uint8:
+        frames = frames.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return frames
 
 
 class Clock:
@@ -145,7 +179,12 @@ def spread(values: Sequence[float]) -> dict[str, float | int]:
     return {"median": float(q50), "p25": float(q25), "p75": float(q75), "n": len(values)}
 
 
-def save_part(generation: Generation, row: int, folder: Path, video: Path | None, fps: int) -> list[Path]:
+def frame_rate(config: Mapping[str, Any]) -> float:
+    """Frames a second of a saved clip. Models of images have none: one frame is no video."""
+    return float(config["model"].get("fps", 1))
+
+
+def save_part(generation: Generation, row: int, folder: Path, video: Path | None, fps: float) -> list[Path]:
     """Write clip `row` of a batch: latents and frames into `folder`, and the clip to watch at `video` (plus suffix).
 
     What was written outside of `folder` is returned.

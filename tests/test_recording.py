@@ -30,9 +30,10 @@ class Scheduler:
 
     def __init__(self, timesteps):
         self.timesteps = torch.tensor(timesteps)
+        self.config = SimpleNamespace(num_train_timesteps=1000)
 
-    def step(self, output, timestep, sample):
-        return sample - output
+    def step(self, model_output, timestep, sample):
+        return (sample - model_output,)
 
 
 def toy_pipeline(timesteps=(900.0, 500.0, 100.0)):
@@ -46,7 +47,7 @@ def generate(pipeline, x, text=None, branches=1):
         for _ in range(branches):
             inputs.append(x.clone())
             output = pipeline.transformer(hidden_states=x, timestep=t, encoder_hidden_states=text)[0]
-        x = pipeline.scheduler.step(output, t, x)
+        (x,) = pipeline.scheduler.step(output, t, x)
     return inputs
 
 

@@ -16,7 +16,7 @@ from runner.desk.recipes import PACKAGE
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = PACKAGE / "embedded" / "weights"
 PARTS = ("vae", "text_encoder", "vae2d", "vae3d")  # beside the transformer, of any architecture
-WEIGHT_FILES = (".json", ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".model")
+WEIGHT_FILES = (".json", ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,22 @@ def weight_files(config: Mapping[str, Any]) -> dict[str, Path | str]:
     """
     model = config["model"]
     found: dict[str, Path | str] = {}
-    for part in ("transformer", *rules_of(model).PARTS):
-        place = model["checkpoint" if part == "transformer" else part]
+    for part, place in _parts(model).items():
         if place is None or not os.path.isabs(place):
             found[part] = f"{place}@{model['revision']}"
             continue
-        for file in sorted(Path(place).iterdir()):
+        for file in [Path(place)] if os.path.isfile(place) else sorted(Path(place).iterdir()):
             if file.suffix in WEIGHT_FILES and file.is_file():
                 found[f"{part}/{file.name}"] = file
     return found
+
+
+def _parts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the files of a resolved model section are, by part: what its keys name, or what its folder is made of."""
+    rules = rules_of(model)
+    if hasattr(rules, "parts"):
+        return rules.parts(model)  # type: ignore[no-any-return]
+    return {"transformer": model["checkpoint"], **{part: model[part] for part in rules.PARTS}}
 
 
 def reference_files(config: Mapping[str, Any]) -> list[Path]:

@@ -33,6 +33,9 @@ PATHS = (
 )
 
 
+GUIDANCE_BATCHES = ("joint", "separate")  # of pipelines that were written here
+
+
 @dataclass(frozen=True)
 class Checked:
     """A configuration that may run (resolved, paths absolute, prompts as lists), who set each key, and the weights."""
@@ -48,8 +51,7 @@ def check(composed: DictConfig, explicitly: Explicit) -> Checked:
     from omegaconf.errors import OmegaConfBaseException
 
     checkpoint = _checkpoint(composed)
-    folder = checkpoint.folder if checkpoint and explicitly.settled is None else None
-    wanted = checkpoint_defaults(folder) if folder else {}
+    wanted = _of_checkpoint(composed, checkpoint) if explicitly.settled is None else {}
     taken = {
         key: value
         for key, value in wanted.items()
@@ -97,6 +99,18 @@ def _checkpoint(composed: DictConfig) -> Checkpoint | None:
     return checkpoints.locate(name, revision)
 
 
+def _of_checkpoint(composed: DictConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:
+    """What the checkpoint wants, by full key: what its model reads from its files, and its defaults.yaml."""
+    from omegaconf import OmegaConf
+
+    if checkpoint is None or checkpoint.folder is None:
+        return {}
+    name = OmegaConf.select(composed, "model.name")
+    rules: Any = checkpoints.rules_of({"name": name}) if name in architectures() else None
+    own = rules.defaults(checkpoint.folder) if hasattr(rules, "defaults") else {}
+    return {**own, **checkpoint_defaults(checkpoint.folder)}
+
+
 def _by_schema(config: Mapping[str, Any], demanded: Sequence[str]) -> list[Fault]:
     """What a key's own type says, and what must be given: where ??? stands, and what the recipe demands."""
     from pydantic import ValidationError
@@ -106,7 +120,12 @@ def _by_schema(config: Mapping[str, Any], demanded: Sequence[str]) -> list[Fault
     try:
         Config.model_validate(config)
     except ValidationError as error:
-        faults += [_translate(detail) for detail in error.errors(include_url=False)]
+        details = error.errors(include_url=False)
+        if any(detail["type"] == "missing" and detail["loc"][0] == "model" for detail in details):  # a group has all
+            expected = f"expected that the section has its other keys: choose it by model={config['model'].get('name')}"
+            faults.append(Fault("model.name", expected))
+            details = [detail for detail in details if detail["loc"][0] != "model"]
+        faults += [_translate(detail) for detail in details]
     unique = {fault.key: fault for fault in reversed(faults)}  # a missing value also fits no type: say the first alone
     return [fault for fault in faults if unique[fault.key] is fault]
 
@@ -201,7 +220,9 @@ def _between(
     model = config["model"]
     rules = checkpoints.rules_of(model)
     if not any(key.startswith("sampler") for key in wrong):
-        yield from _sampler(config, rules.SAMPLE_METHODS, explicitly)
+        yield from _guidance(config, getattr(rules, "GUIDANCE_BATCHES", GUIDANCE_BATCHES))
+        if methods := rules.SAMPLE_METHODS or rules.sample_methods(checkpoint and checkpoint.folder):
+            yield from _sampler(config, methods, explicitly)
     found = list(rules.faults({name: value for name, value in model.items() if good(f"model.{name}")}))
     yield from (Fault(f"model.{name}", sentence, model[name]) for name, sentence in found)
     if not found and not any(key.startswith("model.") for key in wrong):
@@ -277,6 +298,14 @@ def _stage_names(config: Mapping[str, Any], good: Any) -> Iterator[Fault]:
                 yield Fault(key, f"expected {' or '.join(names)}", name, nearest(name, names))
 
 
+def _guidance(config: Mapping[str, Any], batches: Sequence[str | None]) -> Iterator[Fault]:
+    batch, name = config["sampler"]["guidance_batch"], config["model"]["name"]
+    if batch not in batches:
+        yield Fault("sampler.guidance_batch", f"expected {' or '.join(map(spell, batches))} with model={name}", batch)
+    if config["parallel"]["cfg"] is True and "separate" not in batches:
+        yield Fault("parallel.cfg", f"expected false: the branches of guidance of model={name} do not run apart", True)
+
+
 def _sampler(config: Mapping[str, Any], methods: Sequence[str], explicitly: Explicit) -> Iterator[Fault]:
     from runner.sampler import rules
 
@@ -296,6 +325,10 @@ def _sampler(config: Mapping[str, Any], methods: Sequence[str], explicitly: Expl
 def _cache(config: Mapping[str, Any]) -> Iterator[Fault]:
     from runner.cache import rules
 
+    name, policy = config["model"]["name"], config["cache"]["policy"]
+    if policy != "none" and not getattr(checkpoints.rules_of(config["model"]), "CACHES", True):
+        yield Fault("cache.policy", f"expected none: reuse of blocks is not there yet with model={name}", policy)
+        return
     blocks = checkpoints.blocks(config["model"])
     for name, sentence, value in rules.faults(config["cache"], evaluations(config["sampler"]), blocks):
         yield Fault(f"cache.{name}", sentence, value)

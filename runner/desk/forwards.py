@@ -25,6 +25,8 @@ def evaluations(sampler: Mapping[str, Any]) -> int:
     steps, method = sampler["num_sampling_steps"], sampler["sample_method"]
     return {
         "HeunDiscrete": 2 * steps - 1,
+        "FlowMatchHeunDiscrete": 2 * steps - 1,
+        "KDPM2Discrete": 2 * steps - 1,
         "KDPM2AncestralDiscrete": 2 * steps - 1,
         "PNDM": steps + 9,
     }.get(method, steps)
@@ -32,10 +34,16 @@ def evaluations(sampler: Mapping[str, Any]) -> int:
 
 def forwards(config: Config) -> int:
     """How often one generation calls the transformer: the solver's evaluations, twice where each branch has its own,
-    and all of it for each clip that a video is joined of (model.loop)."""
+    and all of it for each clip that a video is joined of (model.loop). Where the pipeline decides how guidance is
+    batched (guidance_batch null), at most so often."""
     sampler = config["sampler"]
-    guided = sampler["guidance_scale"] > 1 and sampler["guidance_batch"] == "separate"
-    return config["model"].get("loop", 1) * evaluations(sampler) * (2 if guided else 1)
+    apart = sampler["guidance_scale"] > 1 and sampler["guidance_batch"] != "joint"
+    return config["model"].get("loop", 1) * evaluations(sampler) * (2 if apart else 1)
+
+
+def uncertain(config: Config) -> bool:
+    """Whether `forwards` is a bound: a foreign pipeline has one branch or two, and shows which when it runs."""
+    return config["sampler"]["guidance_scale"] > 1 and config["sampler"]["guidance_batch"] is None
 
 
 def to_search_cache(config: Config) -> int:

@@ -28,6 +28,7 @@ from runner.desk.forwards import (
     to_replay,
     to_search_cache,
     to_search_schedule,
+    uncertain,
 )
 from runner.desk.store import NOT_STORED, Store
 from runner.sampler import schedules
@@ -52,6 +53,7 @@ GENERATION = (
     "model.negative_prompt", "model.clean_caption", "model.enable_tiling", "model.tile_overlap_factor",
     "model.save_memory", "model.aes", "model.flow", "model.camera_motion", "model.loop", "model.condition_frame_length",
     "model.condition_frame_edit", "model.align", "model.micro_batch_size", "model.micro_frame_size",
+    "model.call", "model.blocks", "model.text_encoder_3",
     "sampler.sample_method", "sampler.num_sampling_steps", "sampler.guidance_scale",
     "sampler.guidance_batch", "sampler.schedule", "sampler.noise",
     "recording.steps", "hardware.device", "parallel.ulysses", "parallel.vae",
@@ -170,13 +172,13 @@ STAGES = (
     ),
     Stage(
         "quantize",
-        version=1,
+        version=2,
         writes="int8 weights, their description, error by layer",
         fields=("quant.scheme",),
         builds_on=("dump", "calibrate"),
         wanted=_quantizes,
         beside=to_measure_layers,
-        at_most=lambda config: config["dump"]["from"] is not None,
+        at_most=lambda config: config["dump"]["from"] is not None or uncertain(config),
     ),
     Stage(
         "search-cache",
@@ -265,7 +267,7 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
             stage.writes,
             needs,
             clips * forwards(seen) + stage.beside(seen),
-            stage.at_most(seen),
+            stage.at_most(seen) or (clips > 0 and uncertain(seen)),
             sets,
             lineage,
             clips=clips,

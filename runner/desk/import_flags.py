@@ -211,7 +211,7 @@ def _apply(found: Imported, name: str, meaning: Any, values: list[str]) -> None:
     elif not values:
         found.without.append(f"{given}: it has no value")
     else:
-        found.keys |= {**meaning.get("with", {}), meaning["key"]: _value(meaning["key"], values)}
+        found.keys |= {**meaning.get("with", {}), meaning["key"]: _value(meaning["key"], values, found.groups["model"])}
 
 
 def _launcher(found: Imported, line: Line, sequence_parallel: bool) -> None:
@@ -220,7 +220,7 @@ def _launcher(found: Imported, line: Line, sequence_parallel: bool) -> None:
         if name == "nproc_per_node":
             continue
         if name in LAUNCHER_FLAGS:
-            found.keys[LAUNCHER_FLAGS[name]] = _value(LAUNCHER_FLAGS[name], values)
+            found.keys[LAUNCHER_FLAGS[name]] = _value(LAUNCHER_FLAGS[name], values, None)
         else:
             found.without.append(" ".join([f"--{name}", *values]) + " of the launcher: the runner starts its processes")
     text = "".join(line.launcher.get("nproc_per_node", ["1"]))
@@ -241,7 +241,7 @@ def _launcher(found: Imported, line: Line, sequence_parallel: bool) -> None:
         found.keys["parallel.ulysses"] = processes // guided
 
 
-def _value(key: str, values: list[str]) -> Any:
+def _value(key: str, values: list[str], model: str | None) -> Any:
     """The words after a flag, as the key's own type: a number or a truth value, several prompts, or the text itself."""
     import yaml
 
@@ -250,7 +250,7 @@ def _value(key: str, values: list[str]) -> Any:
     if key.startswith("prompts."):
         return values if len(values) > 1 else values[0]
     text = " ".join(values)
-    known = field(key)
+    known = field(key, model)
     if known is not None and "str" in str(known.annotation):
         return text
     if known is None and not re.fullmatch(r"-?\d+(\.\d+)?|true|false", text, re.IGNORECASE):

@@ -5,7 +5,7 @@ A key whose name is an argument of the architecture's pipeline is handed to it b
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -23,21 +23,26 @@ class Model(Section):
     """What every architecture has."""
 
     name: str = Field(description=NAME)
-    checkpoint: Text = Field(description="folder with the transformer's config.json, a hub id, or embedded")
+    checkpoint: Text = Field(description="the weights: a folder, for some models a hub id or embedded")
     revision: Text | None = Field(description="revision of a hub id; a checkpoint is taken for a hub id only with one")
+    dtype: Literal["bf16", "fp16", "fp32"] = Field(description="what weights and activations are computed in")
+    batch_size: int = Field(ge=1, description="prompts generated at once")
+    keep_float: list[Text] = Field(description="linears that are known to suffer from quantization, as name patterns")
+
+
+class OpenSora(Model):
+    """What the two Open-Sora have in common."""
+
     cache_dir: Text | None = Field(description="folder for what is downloaded from the hub")
     text_encoder: Text | None = Field(
         description="folder or hub id; null: text_encoder in the checkpoint or beside it, else the released one"
     )
-    dtype: Literal["bf16", "fp16", "fp32"] = Field(description="what weights and activations are computed in")
     fps: int = Field(ge=1, le=240, description="frames a second of the saved videos")
-    batch_size: int = Field(ge=1, description="prompts generated at once")
     max_sequence_length: int = Field(ge=1, description="tokens of a prompt; more are cut off")
     clean_caption: bool = Field(description="clean prompts the way that the training captions were cleaned")
-    keep_float: list[Text] = Field(description="linears that are known to suffer from quantization, as name patterns")
 
 
-class OSP12(Model):
+class OSP12(OpenSora):
     """Open-Sora-Plan v1.2."""
 
     name: Literal["osp12"] = Field(description=NAME)
@@ -54,7 +59,7 @@ class OSP12(Model):
     save_memory: bool = Field(description="smaller tiles: less memory, more time")
 
 
-class OpenSora12(Model):
+class OpenSora12(OpenSora):
     """Open-Sora 1.2."""
 
     name: Literal["opensora12"] = Field(description=NAME)
@@ -88,3 +93,33 @@ class OpenSora12(Model):
     align: int | None = Field(ge=1, description="mask strategies start at multiples of so many latent frames")
     micro_batch_size: int = Field(ge=1, description="frames that the 2D autoencoder takes at once")
     micro_frame_size: int = Field(ge=4, description="frames that the autoencoder takes at once, each apart")
+
+
+class Foreign(Model):
+    """A pipeline that diffusers has: what its call does not get is as the pipeline has it."""
+
+    template: Text = Field(description="what is put around a prompt, with {} where it goes")
+    height: int | None = Field(ge=1, description="pixels; null: as the pipeline has it")
+    width: int | None = Field(ge=1, description="pixels; null: as the pipeline has it")
+    max_sequence_length: int | None = Field(ge=1, description="tokens of a prompt; null: as the pipeline has it")
+    negative_prompt: str | None = Field(description="what guidance leads away from; null: as the pipeline has it")
+    call: dict[str, Any] = Field(description="further arguments of the pipeline's call, by name")
+    blocks: list[Text] | None = Field(
+        min_length=1, description="the transformer's lists of blocks, in the order in which they run; null: found"
+    )
+    enable_tiling: bool = Field(description="decode in tiles, so that memory does not grow with the clip")
+
+
+class SD3(Foreign):
+    """Stable Diffusion 3."""
+
+    name: Literal["sd3"] = Field(description=NAME)
+    text_encoder_3: bool = Field(description="use the third text encoder, where the checkpoint has it")
+
+
+class Diffusers(Foreign):
+    """Any text-to-image or text-to-video pipeline of diffusers that has a transformer."""
+
+    name: Literal["diffusers"] = Field(description=NAME)
+    num_frames: int | None = Field(ge=1, description="frames of a clip; null: as the pipeline has it")
+    fps: int = Field(ge=1, le=240, description="frames a second of the saved videos")

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from runner.desk.models import OSP12, OpenSora12, Section, Text
+from runner.desk.models import OSP12, SD3, Diffusers, OpenSora12, Section, Text
 
 
 def _prompts(value: Any) -> Any:
@@ -101,7 +101,9 @@ class Sampler(Section):
     sample_method: Text = Field(description="the solver, by its released name")
     num_sampling_steps: int = Field(ge=1, le=1000, description="steps of the solver")
     guidance_scale: float = Field(ge=0, description="weight of the prompt; 1 and less: no guidance")
-    guidance_batch: Literal["joint", "separate"] = Field(description="both guidance branches in one forward, or in two")
+    guidance_batch: Literal["joint", "separate"] | None = Field(
+        description="both guidance branches in one forward, or in two; null: as a foreign pipeline does it"
+    )
     schedule: Text | None = Field(description="file with the timesteps to use, divided by 1000: a JSON list, ascending")
     noise: Literal["draws", "path"] = Field(
         description="noise between steps: drawn as the reference does, or along one path for every schedule of a seed"
@@ -204,7 +206,7 @@ class Config(Section):
     redo: Stages = Field(description="stage, or list of stages, to make again although stored, and what builds on them")
     prompts: PromptsSection
     recording: RecordingSection
-    model: OSP12 | OpenSora12 = Field(discriminator="name")
+    model: OSP12 | OpenSora12 | SD3 | Diffusers = Field(discriminator="name")
     sampler: Sampler
     quant: Quant
     cache: Cache

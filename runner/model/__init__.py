@@ -18,24 +18,32 @@ def load_pipeline(model: Mapping[str, Any], sample_method: str, device: str, tra
     from runner.sampler import exact
 
     pipeline = _room(model).load(model, sample_method, device, transformer)
+    _declare(model, pipeline.transformer)
     pipeline.scheduler = exact(pipeline.scheduler)
     return pipeline
 
 
 def load_transformer(model: Mapping[str, Any], device: str) -> Any:
     """The float transformer of a model section, without the rest of its pipeline."""
-    return _room(model).load_transformer(model, device)
+    return _declare(model, _room(model).load_transformer(model, device))
 
 
 def skeleton(model: Mapping[str, Any]) -> Any:
     """The transformer of a model section without weights, on the meta device."""
-    return _room(model).skeleton(model)
+    return _declare(model, _room(model).skeleton(model))
 
 
 def apply_template(model: Mapping[str, Any], prompt: str) -> str:
     """The prompt as the model's template wraps it (`template`: a name of the room's, or a text with {}), if it has
     templates."""
     return _room(model).apply_template(prompt, model["template"]) if "template" in model else prompt
+
+
+def _declare(model: Mapping[str, Any], transformer: Any) -> Any:
+    """Have the transformer declare the lists of blocks that the model section names, if it names any."""
+    if (lists := model.get("blocks")) is not None:
+        transformer.block_lists = tuple(lists)
+    return transformer
 
 
 def _room(model: Mapping[str, Any]) -> Any:
@@ -58,23 +66,34 @@ def blocks(pipeline: Any) -> list[str]:
     """Dotted names, under pipeline.transformer, of the blocks in the order in which they run.
 
     A transformer declares its lists of blocks as `block_lists`; lists in a tuple of their own take turns, the first
-    block of each, then the second. For one that nobody here wrote they are the lists of modules whose class diffusers
-    declares to be repeated or not to be split. Raises ValueError when there is neither.
+    block of each, then the second. For one that nobody here wrote they are its lists of modules whose class diffusers
+    declares to be repeated or not to be split, else all its lists of two or more modules of one class that have
+    parameters. Raises ValueError when there is neither, and for a list that the transformer does not have.
     """
     transformer = pipeline.transformer
-    children = dict(transformer.named_children())
     lists = getattr(transformer, "block_lists", None)
     if lists is None:
-        kinds = {
-            kind for key in ("_repeated_blocks", "_no_split_modules") for kind in getattr(transformer, key, None) or ()
-        }
-        lists = [
-            name
-            for name, child in children.items()
-            if type(child).__name__ == "ModuleList" and any(type(block).__name__ in kinds for block in child)
-        ]
-    groups = [(entry,) if isinstance(entry, str) else entry for entry in lists]
-    names = [f"{name}.{index}" for group in groups for index in range(len(children[group[0]])) for name in group]
+        lists = _repeated(transformer)
+    groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in lists]
+    modules = dict(transformer.named_modules())
+    if strange := [name for group in groups for name in group if type(modules.get(name)).__name__ != "ModuleList"]:
+        raise ValueError(f"{type(transformer).__name__} has no list of modules {', '.join(strange)}")
+    names = [f"{name}.{index}" for group in groups for index in range(len(modules[group[0]])) for name in group]
     if not names:
-        raise ValueError(f"{type(transformer).__name__} declares no blocks (block_lists names its lists of blocks)")
+        raise ValueError(f"{type(transformer).__name__} declares no blocks: name its lists of them in model.blocks")
     return names
+
+
+def _repeated(transformer: Any) -> list[str]:
+    """The lists of repeated modules right under a transformer, in the order of its definition."""
+    kinds = {
+        kind for key in ("_repeated_blocks", "_no_split_modules") for kind in getattr(transformer, key, None) or ()
+    }
+    lists = {name: child for name, child in transformer.named_children() if type(child).__name__ == "ModuleList"}
+    declared = [name for name, entries in lists.items() if any(type(entry).__name__ in kinds for entry in entries)]
+    alike = [
+        name
+        for name, entries in lists.items()
+        if len(entries) > 1 and len({type(entry) for entry in entries}) == 1 and any(True for _ in entries.parameters())
+    ]
+    return declared or alike

@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
+from runner.arguments import flatten, moved
 from runner.durable import finish, unfinished
-from runner.recording import Recording
+from runner.recording import Recording, write_call
 from runner.statistics import LinearStatistics
 
 
@@ -80,7 +81,7 @@ def _call(record: Any, signature: inspect.Signature, file: Path, number: int) ->
         bound = signature.bind(None, *args, **kwargs)
     except TypeError as error:
         raise ValueError(f"{file}: record {number} does not fit the transformer's signature: {error}") from error
-    return step, {name: value for name, value in bound.arguments.items() if name != "self"}
+    return step, {name: value for name, value in bound.arguments.items() if name not in ("self", "return_dict")}
 
 
 def _replay_batch(batch: list[dict[str, Any]], transformer: nn.Module, folder: Path) -> None:
@@ -90,13 +91,8 @@ def _replay_batch(batch: list[dict[str, Any]], transformer: nn.Module, folder: P
     with LinearStatistics(transformer, steps) as statistics, torch.inference_mode():
         for position, call in enumerate(batch):
             steps.position = position
-            tensors = {
-                name: value.to(parameter.device, parameter.dtype if value.is_floating_point() else None)
-                for name, value in call.items()
-                if isinstance(value, Tensor)
-            }
-            transformer(**call | tensors)
-            stored = {name: value.cpu().contiguous() for name, value in tensors.items()}
-            save_file(stored, folder / "calls" / f"step-{position:03d}.safetensors")
+            tensors, outline = flatten(call)
+            transformer(**moved(call, parameter.device, parameter.dtype))
+            write_call(moved(tensors, "cpu", parameter.dtype), outline, folder / "calls", position)
     statistics.save(folder)
     save_file({}, folder / "text.safetensors")

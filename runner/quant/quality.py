@@ -10,6 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from runner.arguments import moved
 from runner.quant.linear import W8A8Linear
 
 
@@ -56,7 +57,7 @@ def snr_by_layer(
     hooks = [linear.register_forward_hook(compare(name)) for name, linear in linears.items()]
     try:
         for call in calls:
-            float_model(**{key: x.to(device) if isinstance(x, Tensor) else x for key, x in call.items()})
+            float_model(**moved(call, device))
     finally:
         for hook in hooks:
             hook.remove()

@@ -19,7 +19,7 @@ from runner.bench import Context
 from runner.block_times import BlockTimes
 from runner.cache import rules
 from runner.durable import finish, unfinished
-from runner.generation import Clock, forwards, generate, save_part
+from runner.generation import Clock, forwards, frame_rate, generate, save_part
 from runner.movement import Boundaries
 from runner.parallel.cfg import content, mirrored
 from runner.quant.calib_data import replay, write_calib_data
@@ -123,11 +123,17 @@ def _run_batch(
             # The last, so that no other hook is timed.
             stack.enter_context(content(times.watch(steps), pipeline.transformer))
         generation = generate(
-            pipeline, context.config, [p.prompt for p in batch], [p.seed for p in batch], context.hardware, on_step
+            pipeline,
+            context.config,
+            [p.prompt for p in batch],
+            [p.seed for p in batch],
+            context.hardware,
+            on_step,
+            steps,
         )
     clock.add(generation, len(batch))
     if record:
         statistics.save(drafts[0])
     for row, (part, folder) in enumerate(zip(batch, drafts, strict=True)):
-        video = save_part(generation, row, folder, draft / "videos" / part.folder, context.config["model"]["fps"])
+        video = save_part(generation, row, folder, draft / "videos" / part.folder, frame_rate(context.config))
         finish(draft / part.folder, beside=video)

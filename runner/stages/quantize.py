@@ -15,6 +15,7 @@ from typing import Any, cast
 
 import torch
 
+from runner.arguments import moved
 from runner.bench import Context
 from runner.model import skeleton
 from runner.progress import Ticker
@@ -43,7 +44,7 @@ def run(context: Context, draft: Path) -> None:
     total = sum(len(list((part / "calls").iterdir())) for part in parts)
     stride = max(1, total // len(parts) // CALLS)
     calls = [
-        {name: tensor.to(transformer.device) for name, tensor in call.items()}
+        moved(call, transformer.device)
         for part in parts
         for call in itertools.islice(recording.calls(part), 0, None, stride)
     ]

@@ -16,13 +16,14 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from runner.arguments import moved
 from runner.bench import Context
 from runner.cache import rules
 from runner.cache.policy import Policy
 from runner.cache.reuse import Reuse
 from runner.cache.speed import StepTimes, measured
 from runner.durable import finish, unfinished
-from runner.generation import Clock, forwards, generate, race, save_part
+from runner.generation import Clock, forwards, frame_rate, generate, race, save_part
 from runner.media import contact_sheet
 from runner.metrics.compare import Clip, compare
 from runner.metrics.perceptual import ClipScore, Lpips
@@ -53,7 +54,7 @@ def run(context: Context, draft: Path) -> None:
     if quantized:
         recording = Recording(context.artifacts["dump"])
         call = next(recording.calls(recording.parts("calibration")[0]))
-        call = {name: tensor.to(pipeline.transformer.device) for name, tensor in call.items()}
+        call = moved(call, pipeline.transformer.device)
         ledger = count(pipeline.transformer, call)
         metrics["ledger"] = asdict(ledger) | {"int8_share": ledger.int8_share}
         if config["timing"]["repeats"]:
@@ -115,7 +116,7 @@ def _generate(context: Context, pipeline: Any, draft: Path, policy: Policy | Non
             for row, prompt in enumerate(batch):
                 part = draft / prompt["folder"]
                 video = draft / "videos" / prompt["folder"] if config["sample"]["save"] else None
-                finish(part, beside=save_part(generation, row, unfinished(part), video, config["model"]["fps"]))
+                finish(part, beside=save_part(generation, row, unfinished(part), video, frame_rate(config)))
     (draft / "prompts.json").write_text(json.dumps(prompts, indent=2))
     context.measurements |= {"generation": clock.summary(), "peak_memory_bytes": context.hardware.peak_memory()}
     if policy and todo:

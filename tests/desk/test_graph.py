@@ -108,6 +108,7 @@ def test_a_key_changes_exactly_when_a_needed_field_does(config, key, value, expe
 
 def test_the_lists_above_are_complete():
     assert {key for key, _, _ in EXPECTED} | BY_OTHER_TESTS == set(schema_keys("osp12"))
+    assert {"model.call", "model.blocks", "model.text_encoder_3"} <= set(graph.GENERATION)
     own = {key for key in schema_keys("opensora12") if key not in schema_keys("osp12")}
     assert own <= {*OPENSORA12, *OPENSORA12_NOTHING, "model.vae2d", "model.vae3d"}
 

@@ -312,6 +312,7 @@ def _float_bytes(checkpoint: Mapping[str, Any], ledger: Mapping[str, Any]) -> in
         return int(recorded)
     path = Path(str(checkpoint.get("path")))  # a hub id is not absolute: nothing here knows where its files are
     try:
-        return sum(file.stat().st_size for file in path.glob(FLOAT_WEIGHTS)) or None if path.is_absolute() else None
+        files = [file for place in (path, path / "transformer") for file in place.glob(FLOAT_WEIGHTS)]
+        return sum(file.stat().st_size for file in files) or None if path.is_absolute() else None
     except OSError:
         return None

@@ -1,0 +1,146 @@
+"""Tiny random pipelines of seven families through every stage: what is recorded is what happened, and W8A8 reloads."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from model.diffusers.in_process import run
+from model.diffusers.tiny import PIPELINES, save
+from PIL import Image
+from safetensors.torch import load_file
+
+from runner.bench import Bench
+from runner.model import blocks, load_transformer, skeleton
+from runner.quant import export
+from runner.quant.linear import W8A8Linear
+from runner.recording import Recording
+
+STEPS = 3
+BLOCKS = {
+    "flux": {"transformer_blocks": 2, "single_transformer_blocks": 2}, "pixart": {"transformer_blocks": 2},
+    "wan": {"blocks": 2}, "cogvideox": {"transformer_blocks": 2}, "ltx": {"transformer_blocks": 2},
+    "hunyuan": {"transformer_blocks": 2, "single_transformer_blocks": 2}, "sd3": {"transformer_blocks": 3},
+}  # fmt: skip
+IMAGES = ("flux", "pixart", "sd3")
+BRANCHES = {"wan": 2}  # calls of the transformer in a step, where there is more than one
+UNGUIDED = ("flux", "hunyuan")  # whose guidance is an input of the transformer
+DTYPES = {"wan": "bf16", "sd3": "bf16"}  # the one has modules that stay in float32; the other a saved buffer
+
+
+@dataclass
+class Ran:
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    bench: Bench
+
+
+@pytest.fixture(scope="module", params=PIPELINES)
+def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
+    name, root = request.param, tmp_path_factory.mktemp("diffusers")
+    options = {"dtype": DTYPES.get(name, "fp32"), "checkpoint": str(save(name, root)), **PIPELINES[name][1]}
+    model = [f"model.{key}={spelled(value)}" for key, value in options.items()]
+    bench = Bench()
+    folder, config = run(
+        root, f"model={'sd3' if name == 'sd3' else 'diffusers'}", "quant=w8a8", *model, "prompts.text=[a red boat]",
+        f"sampler.num_sampling_steps={STEPS}", "timing.repeats=0", bench=bench,
+    )  # fmt: skip
+    return Ran(name, folder, config, bench)
+
+
+def spelled(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spelled(inner)}" for key, inner in value.items()) + "}"
+    return f"'{value}'" if value == "{}" else str(value)
+
+
+def test_the_stages_leave_what_they_should(ran):
+    suffix = "png" if ran.name in IMAGES else "mp4"
+    for stage in ("dump", "sample"):
+        assert (ran.folder / stage / "videos" / f"prompt-000.{suffix}").stat().st_size > 0
+    frames = load_file(ran.folder / "sample/prompt-000/frames.safetensors")["frames"]
+    model = ran.config["model"]
+    assert frames.shape == (model.get("num_frames") or 1, model["height"], model["width"], 3)
+    if ran.name in IMAGES:
+        with Image.open(ran.folder / "sample/videos/prompt-000.png") as image:
+            assert image.size == (model["width"], model["height"])
+    metrics = json.loads((ran.folder / "sample/metrics.json").read_text())
+    assert metrics["ledger"]["int8_matmuls"] > 0
+    (row,) = metrics["prompts"]
+    assert row["psnr_db"] is not None and row["psnr_db"] > 15  # quantized, and still nearly the same picture
+    layers = json.loads((ran.folder / "quantize/layers.json").read_text())
+    assert min(layer["snr_db"] for layer in layers if layer["quantized"]) > 15
+    kept = {layer["layer"] for layer in layers if not layer["quantized"]}
+    assert "proj_out" in kept and not any("attn" in name for name in kept if "blocks." not in name)
+
+
+def test_solver_steps_and_guidance_are_the_checkpoint_s(ran):
+    sampler = ran.config["sampler"]
+    index = json.loads((Path(ran.config["model"]["checkpoint"]) / "model_index.json").read_text())
+    assert f"{sampler['sample_method']}Scheduler" == index["scheduler"][1]
+    expected = {"flux": 3.5, "pixart": 4.5, "wan": 5.0, "cogvideox": 6.0, "hunyuan": 6.0, "ltx": 3.0, "sd3": 7.0}
+    assert sampler["guidance_scale"] == expected[ran.name]
+
+
+def test_what_was_recorded_is_what_the_solver_got(ran):
+    """Every recorded call, made again and guided, is the prediction of its step; the plan bounds how many there are."""
+    recording = Recording(ran.folder / "dump")
+    (part,) = recording.parts("calibration")
+    calls, steps = list(recording.calls(part)), list(recording.trajectory(part))
+    each = BRANCHES.get(ran.name, 1)
+    assert len(calls) == each * STEPS and len(steps) == STEPS
+    dump = next(s for s in json.loads((ran.folder / "plan.json").read_text())["stages"] if s["stage"] == "dump")
+    assert len(calls) <= dump["forwards"] and (dump["at_most"] or len(calls) == dump["forwards"])
+    transformer = load_transformer(ran.config["model"], "cpu")
+    scale = ran.config["sampler"]["guidance_scale"]
+    with torch.inference_mode():
+        for place, step in enumerate(steps):
+            outputs = [transformer(**call, return_dict=False)[0] for call in calls[place * each : (place + 1) * each]]
+            if ran.name == "cogvideox":
+                outputs = [output.float() for output in outputs]
+            if ran.name in UNGUIDED:
+                (predicted,) = outputs
+            else:  # joint: the unconditional branch first; apart, as Wan does it: the conditional one
+                u, c = reversed(outputs) if each == 2 else outputs[0].chunk(2)
+                predicted = u + scale * (c - u)
+            if ran.name == "pixart":
+                predicted = predicted.chunk(2, dim=1)[0]
+            assert torch.equal(predicted, step.prediction), place
+
+
+def test_blocks_are_found_in_the_order_in_which_they_run(ran):
+    pipeline = ran.bench._pipeline
+    names = blocks(pipeline)
+    assert names == [f"{stem}.{i}" for stem, count in BLOCKS[ran.name].items() for i in range(count)]
+    seen: list[str] = []
+    hooks = [
+        pipeline.transformer.get_submodule(name).register_forward_hook(lambda *_, name=name: seen.append(name))
+        for name in names
+    ]
+    recording = Recording(ran.folder / "dump")
+    with torch.inference_mode():
+        pipeline.transformer(**next(recording.calls(recording.parts("calibration")[0])))
+    for hook in hooks:
+        hook.remove()
+    assert seen == names
+
+
+def test_an_export_and_a_skeleton_are_the_model_without_its_float_weights(ran):
+    """Nothing but what was quantized differs from the float model: every parameter, every buffer, to the bit."""
+    whole = load_transformer(ran.config["model"], "cpu")
+    for name, buffer in skeleton(ran.config["model"]).named_buffers():
+        assert torch.equal(buffer, whole.get_buffer(name)) and buffer.dtype == whole.get_buffer(name).dtype, name
+    tensors, description = export.load(ran.folder / "quantize")
+    assert all(p.is_meta for p in skeleton(ran.config["model"]).parameters())
+    for name, parameter in whole.named_parameters():
+        if description[name] == "FLOAT" and not name.endswith(".bias"):
+            assert torch.equal(tensors[name], parameter) and tensors[name].dtype == parameter.dtype, name
+    quantized = ran.bench._pipeline.transformer
+    assert sum(isinstance(module, W8A8Linear) for module in quantized.modules()) == sum(
+        tag == "W8A8" and key.endswith(".weight") for key, tag in description.items()
+    )
