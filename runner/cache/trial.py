@@ -26,7 +26,8 @@ from runner.recording import Steps
 class Replay:
     """Lets the transformer answer with given (guided) predictions [1,C,T,H,W] at some steps, by position.
 
-    Both guidance branches get the same answer, whose guided combination is that answer, exactly."""
+    Both guidance branches get the same answer, whose guided combination is that answer, exactly. Where there is nothing
+    to answer, the transformer's own forward stays, which another process may share (runner.parallel.cfg)."""
 
     def __init__(self, pipeline: Any, steps: Steps, predictions: Mapping[int, Tensor], replayed: range) -> None:
         self.transformer, self.steps = pipeline.transformer, steps
@@ -34,13 +35,15 @@ class Replay:
         self.forwards = 0  # that were computed; the branches of a guided pair are one
 
     def __enter__(self) -> Replay:
+        self._hook = self.transformer.register_forward_pre_hook(self._count)
+        if not self.replayed:
+            return self
         self._before = vars(self.transformer).get("forward")
         compute = self.transformer.forward
         takes = list(inspect.signature(compute).parameters)  # the latents come first
 
         def forward(*args: Any, **kwargs: Any) -> Any:
             if self.steps.position not in self.replayed:
-                self.forwards += self.steps.call == 0
                 return compute(*args, **kwargs)
             prediction = self.predictions[self.steps.position]
             x: Tensor = kwargs[takes[0]] if takes[0] in kwargs else args[0]
@@ -52,7 +55,13 @@ class Replay:
         self.transformer.forward = forward
         return self
 
+    def _count(self, *_: Any) -> None:
+        self.forwards += self.steps.call == 0 and self.steps.position not in self.replayed
+
     def __exit__(self, *_: Any) -> None:
+        self._hook.remove()
+        if not self.replayed:
+            return
         if self._before is None:
             del self.transformer.forward
         else:

@@ -72,6 +72,7 @@ class Lab:
 
     def __init__(self, folder: Path, scale: Scale) -> None:
         command = [sys.executable, "-m", "runner", "cache=dit_cache", "cache.ratio=1.3", "until=dump", "name=bench"]
+        command += ["sample.compare=false"]
         subprocess.run([*command, f"output={folder}", *scale.arguments], check=True, stdout=sys.stderr)
         run = max((folder / "bench").iterdir(), key=lambda path: path.stat().st_mtime_ns)
         self.scale, self.config = scale, json.loads((run / "run.json").read_text())["config"]

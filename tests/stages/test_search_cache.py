@@ -70,7 +70,7 @@ def test_the_same_configuration_from_a_file_gives_the_same_bytes(searched: Path,
 @pytest.mark.slow
 @pytest.mark.parametrize("arguments", [
     ("cache=adaptive", "cache.ratio=1.2", "+recipe=osp12_w8a8"),
-    ("cache=dit_cache", "cache.ratio=1.1", "cache.search=exhaustive"),
+    ("cache=dit_cache", "cache.ratio=1.3", "cache.search=exhaustive"),
     ("cache=dit_cache", "cache.ratio=auto", "cache.quality=0.5"),
 ])  # fmt: skip
 def test_the_other_searches(tiny_checkpoint: Path, tmp_path: Path, arguments: tuple[str, ...]) -> None:
