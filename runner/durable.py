@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import os
 import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 UNFINISHED = ".part"  # names that end so are still being written; whoever finds one later may throw it away
 
@@ -34,6 +36,28 @@ def finish(target: Path, beside: Iterable[Path] = ()) -> None:
     sync_tree(folder)
     os.rename(folder, target)
     sync(target.parent)
+
+
+def drop_unfinished(folder: Path) -> None:
+    """Remove what is still unfinished below a folder."""
+    for part in [path for path in folder.rglob("*") if path.name.endswith(UNFINISHED)]:
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)  # gone with a folder around it
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a small file so that it is never seen half written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{os.getpid()}")
+    draft.write_text(text, encoding="utf-8")
+    os.replace(draft, path)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """The same with a JSON file for readers."""
+    write_whole(path, json.dumps(content, indent=2, ensure_ascii=False))
 
 
 def exchange(a: Path, b: Path) -> bool:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runner.desk.fingerprints import write_whole
+from runner.durable import write_json
 
 STDERR = "stderr.log"  # what a worker wrote to its standard error: what it could not say in run.log
 FINAL = ("done", "failed")  # states after which a worker has no more to say
@@ -23,4 +23,4 @@ def read_status(run: Path) -> dict[str, Any]:
 
 def write_status(run: Path, state: str, **facts: Any) -> None:
     """Replace status.json. `state` is running, done, failed, interrupted or, of a sweep's job, refused."""
-    write_whole(run / "status.json", json.dumps({"state": state, **facts}, indent=2))
+    write_json(run / "status.json", {"state": state, **facts})

@@ -7,6 +7,8 @@ import json
 import os
 from pathlib import Path
 
+from runner.durable import write_whole
+
 CHUNK = 1 << 22  # bytes read at once
 
 
@@ -64,14 +66,6 @@ def sha256(path: Path) -> str:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a small file so that it is never seen half written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _state(path: Path) -> list[int | str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -17,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from runner.desk import graph, launch, provenance, show
 from runner.desk.config import Checked, check
 from runner.desk.faults import Fault, Refused
-from runner.desk.fingerprints import Fingerprints, write_whole
+from runner.desk.fingerprints import Fingerprints
 from runner.desk.graph import PlannedStage
 from runner.desk.precedence import explicit
 from runner.desk.store import Store
+from runner.durable import write_json
 from runner.status import write_status
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Job:
         made_of = provenance.gather(self.config, checked.checkpoint, self.fingerprints)
         plan = {"store": str(self.store.root), "stages": [asdict(stage) for stage in self.planned]}
         for name, content in (("plan", plan), ("provenance", made_of), ("run", described)):
-            write_whole(run / f"{name}.json", json.dumps(content, indent=2, ensure_ascii=False))
+            write_json(run / f"{name}.json", content)
         for stage in (stage for stage in self.planned if stage.action == "run"):
             self.store.write_lineage(stage.does, stage.key, {**stage.lineage, "code": made_of["code"]})
 

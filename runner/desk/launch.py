@@ -20,6 +20,7 @@ from typing import Any
 
 from runner import lifeline
 from runner.desk import machine
+from runner.desk.store import Store
 from runner.status import FINAL, STDERR, read_status, write_status
 
 WORKER = "runner.worker"
@@ -69,6 +70,7 @@ def launch_in_turn(runs: Sequence[Path], config: Config) -> dict[Path, RunFailed
             for run in left:
                 if (told := read_status(run)).get("state") not in FINAL:
                     write_status(run, **{**told, "state": "interrupted"})
+                    _tidy(run)
             raise
         told_of = {run: read_status(run) for run in left}
         untold = [run for run in left if told_of[run].get("state") not in FINAL] if ended.status else []
@@ -80,6 +82,7 @@ def launch_in_turn(runs: Sequence[Path], config: Config) -> dict[Path, RunFailed
                 failures[run] = _failure(run, ended)
             if run in died_in:
                 write_status(run, **{**told, "state": "failed", "error": failures[run].why})
+                _tidy(run)
         left = [run for run in untold if run not in died_in]
     return failures
 
@@ -197,6 +200,16 @@ def _end(worker: subprocess.Popen[bytes]) -> None:
             continue
     worker.kill()
     worker.wait()
+
+
+def _tidy(run: Path) -> None:
+    """Remove from the store what a worker that was killed in this run has left half written."""
+    try:
+        plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # why the run failed matters more
+        return
+    for planned in plan["stages"]:
+        Store(Path(plan["store"])).tidy(f"{planned['does']}-{planned['key']}")
 
 
 def _failure(run: Path, ended: _Ended) -> RunFailed:

@@ -20,10 +20,11 @@ from runner.desk import earlier, provenance, report
 from runner.desk.checkpoints import EMBEDDED, PARTS
 from runner.desk.config import PATHS, Checked, check
 from runner.desk.faults import Fault, Refused, nearest_key
-from runner.desk.fingerprints import sha256, write_whole
+from runner.desk.fingerprints import sha256
 from runner.desk.job import claim, follow, plan, try_page
 from runner.desk.launch import RunFailed
 from runner.desk.precedence import NAMING, Explicit, leaves
+from runner.durable import write_json
 
 RERUN = "rerun.json"  # in the new run's folder: of which run, and what came out
 # What says nothing of results, and is not done a second time: files delivered into folders of the user's own.
@@ -82,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         print(failed, file=sys.stderr)
         return 1
     found = compare(first, run)
-    write_whole(run / RERUN, json.dumps(asdict(found), indent=2, ensure_ascii=False))
+    write_json(run / RERUN, asdict(found))
     try_page(report.write, run)
     print("\n".join(said(found)))
     return 0 if found.equal else 1

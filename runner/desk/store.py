@@ -23,16 +23,16 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.desk import machine
 from runner.desk.faults import Fault, Refused
-from runner.desk.fingerprints import Fingerprints, write_whole
-from runner.desk.locks import lock
-from runner.durable import UNFINISHED, exchange, sync, sync_tree
+from runner.desk.fingerprints import Fingerprints
+from runner.desk.locks import Held, lock
+from runner.durable import UNFINISHED, drop_unfinished, exchange, sync, sync_tree, write_json, write_whole
 
 FORMAT = 1  # of manifest.json; what has a newer one is not made again over it
 MANIFEST = "manifest.json"
@@ -122,10 +122,21 @@ class Store:
         with lock(self._lock(stage, key), owner, waiting=waiting):
             try:
                 yield found()  # perhaps another one has made it since
-            except Exception as error:
+            except BaseException as error:
+                self._drop_unfinished(f"{stage}-{key}")  # so that there is space to write the failure down
                 if not _is_full(error):
                     raise
-                raise self._full(stage, key, error) from error
+                raise StoreFull(
+                    f"the disk is full ({error}). Finished parts are kept: make room (`python -m runner prune "
+                    f"{self.root.parent}` shows what no run uses any more) and type the same command again"
+                ) from error
+
+    def tidy(self, name: str) -> None:
+        """Remove what somebody who was killed left unfinished of the artifact <stage>-<key>, unless another is at work
+        on it. Finished parts stay."""
+        if any(draft.exists() for draft in self._drafts(name)):
+            with suppress(Held, OSError), self.alone(name):
+                self._drop_unfinished(name)
 
     def writable(self) -> OSError | None:
         """Why nothing can be stored here; None if something can."""
@@ -170,19 +181,17 @@ class Store:
         sync(draft)
 
         path = self._entry(stage, key)
-        if path.exists():
-            entry = self.find(stage, key)
-            if entry and draft != self._draft(stage, key, redo=True):
-                self.discard(draft)
-                return entry
-            swapped = exchange(draft, path)
-            aside = self._move_aside(draft if swapped else path, "discarded" if entry else "damaged")
-            if not swapped:
-                os.rename(draft, path)
-            if entry:
-                shutil.rmtree(aside)
+        entry = self.find(stage, key)
+        if entry and draft != self._draft(stage, key, redo=True):
+            self.discard(draft)
+            return entry
+        if entry and exchange(draft, path):
+            self.discard(draft)
         else:
+            aside = self._move_aside(path, "discarded" if entry else "damaged") if path.exists() else None
             os.rename(draft, path)
+            if entry and aside:
+                shutil.rmtree(aside)
         sync(self.root)
         self._verified(stage, key).unlink(missing_ok=True)
         for name in files:
@@ -210,7 +219,7 @@ class Store:
 
     def write_measurements(self, stage: str, key: str, measured: Mapping[str, Any]) -> None:
         """Keep what this machine measured while it made an artifact."""
-        write_whole(self._measurements(stage, key), json.dumps(measured, indent=2))
+        write_json(self._measurements(stage, key), measured)
 
     def link_measurements(self, stage: str, key: str, run: Path, name: str | None = None) -> Path | None:
         """Copy what this machine measured into the run folder as measurements/<name>.json; None if it never did."""
@@ -228,7 +237,7 @@ class Store:
 
     def write_lineage(self, stage: str, key: str, lineage: Mapping[str, Any]) -> None:
         """Keep what went into a key."""
-        write_whole(self.lineages / f"{stage}-{key}.json", json.dumps(lineage, indent=2, ensure_ascii=False))
+        write_json(self.lineages / f"{stage}-{key}.json", lineage)
 
     def alone(self, name: str) -> AbstractContextManager[None]:
         """Keep everybody from the artifact <stage>-<key>. Raises Held if somebody makes it or links it just now."""
@@ -241,20 +250,18 @@ class Store:
     def forget(self, name: str) -> None:
         """Remove what is known of an artifact <stage>-<key> that is gone, but for its measurements. To be called by who
         is alone with it."""
-        if (self.root / name).exists() or any((self.root / "drafts" / (name + of)).exists() for of in ("", AGAIN)):
+        if (self.root / name).exists() or any(draft.exists() for draft in self._drafts(name)):
             return
         for file in (self.root / "verified" / f"{name}.json", self.lineages / f"{name}.json"):
             file.unlink(missing_ok=True)
         (self.root / "locks" / name).unlink(missing_ok=True)
 
-    def _full(self, stage: str, key: str, error: Exception) -> StoreFull:
-        """Give back the space of what was not finished, so that the failure can be written down."""
-        for redo in (False, True):
-            drop_unfinished(self._draft(stage, key, redo))
-        return StoreFull(
-            f"the disk is full ({error}). Finished parts are kept: make room (`python -m runner prune "
-            f"{self.root.parent}` shows what no run uses any more) and type the same command again"
-        )
+    def _drop_unfinished(self, name: str) -> None:
+        for draft in self._drafts(name):
+            drop_unfinished(draft)
+
+    def _drafts(self, name: str) -> tuple[Path, Path]:
+        return self.root / "drafts" / name, self.root / "drafts" / (name + AGAIN)
 
     def _move_aside(self, folder: Path, why: str) -> Path:
         aside = self.root / why / f"{folder.name}-{time.time_ns()}"
@@ -266,7 +273,7 @@ class Store:
         return self.root / f"{stage}-{key}"
 
     def _draft(self, stage: str, key: str, redo: bool) -> Path:
-        return self.root / "drafts" / f"{stage}-{key}{AGAIN if redo else ''}"
+        return self._drafts(f"{stage}-{key}")[redo]
 
     def _lock(self, stage: str, key: str) -> Path:
         return self.root / "locks" / f"{stage}-{key}"
@@ -284,15 +291,6 @@ def _made(folder: Path) -> float:
         return (folder / MANIFEST).stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def drop_unfinished(folder: Path) -> None:
-    """Remove what was still being written in a draft."""
-    for part in [path for path in folder.rglob("*") if path.name.endswith(UNFINISHED)]:
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
-            part.unlink(missing_ok=True)  # gone with a folder around it
 
 
 def _is_full(error: BaseException | None) -> bool:

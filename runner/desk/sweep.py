@@ -19,13 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.desk.faults import Refused
-from runner.desk.fingerprints import write_whole
 from runner.desk.job import Job, Member, claim, discard_if_empty, failed_here, follow, member, prepare, try_page
 from runner.desk.launch import RunFailed, launch_in_turn, worker_key
 from runner.desk.report import write
 from runner.desk.report.command import write_sweep
 from runner.desk.report.compare import SWEEP
 from runner.desk.sweep_shown import show_jobs, show_outcome, told, varied
+from runner.durable import write_json
 from runner.status import FINAL, read_status, write_status
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def _claim(members: Sequence[Member], command: Sequence[str]) -> Path:
         one.folder = root / one.folder.name
         if one.refused:
             _leave_refused(one)
-    write_whole(root / SWEEP, json.dumps(described, indent=2, ensure_ascii=False))
+    write_json(root / SWEEP, described)
     return root
 
 
@@ -184,7 +184,7 @@ def _leave_refused(one: Member) -> None:
             place = place.setdefault(section, {})
         place[name] = value
     described = {"name": f"job {one.number}", "command": [], "config": config}
-    write_whole(one.folder / "run.json", json.dumps(described, indent=2, ensure_ascii=False))
+    write_json(one.folder / "run.json", described)
     write_status(one.folder, "refused", error=str(one.refused))
 
 

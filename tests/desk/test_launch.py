@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -170,6 +171,24 @@ def test_one_worker_follows_runs_in_turn_and_a_new_one_what_it_died_before(worke
     )
     by = [read_status(run)["worker"] for run in runs]
     assert by[0] == by[1] == by[2] == by[3] != by[4] == by[5] != by[6]
+
+
+def test_what_a_killed_worker_left_half_written_goes(worker, tmp_path):
+    run = worker("""
+        draft = Path(json.loads((run / "plan.json").read_text())["store"]) / "drafts" / "dump-0"
+        for name in ("prompt-000", "prompt-001.part"):
+            (draft / name).mkdir(parents=True)
+        (run / "status.json").write_text(json.dumps({"state": "running", "stage": "dump"}))
+        os.kill(os.getpid(), 9)
+    """)
+    plan = {
+        "store": str(tmp_path / ".store"),
+        "stages": [{"stage": "dump", "does": "dump", "key": "0", "action": "run"}],
+    }
+    (run / "plan.json").write_text(json.dumps(plan))
+    with pytest.raises(RunFailed):
+        launch.launch(run, config())
+    assert [path.name for path in (tmp_path / ".store" / "drafts" / "dump-0").iterdir()] == ["prompt-000"]
 
 
 def test_what_a_worker_cries_goes_to_the_folder(worker, capfd):

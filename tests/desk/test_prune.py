@@ -107,6 +107,29 @@ def test_an_artifact_that_is_linked_between_the_look_and_the_deletion_stays(stor
     assert path.is_dir() and "freed 0 B; 1 kept" in capsys.readouterr().out
 
 
+def test_a_redo_that_was_cut_off_goes_and_what_is_stored_stays(store):
+    path, draft = made(store, KEYS[0], "run-1"), store.draft("dump", KEYS[0], redo=True)
+    (draft / "prompt-000").mkdir()
+    (draft / "prompt-000" / "frames").write_bytes(bytes(500))
+    assert [(item.path, item.kind) for item in unused(Path("outputs"))] == [(draft, "draft")]
+    assert door(["prune", "--yes"]) == 0
+    assert not draft.exists() and path.is_dir()
+    assert (store.lineages / f"{path.name}.json").is_file() and store.find("dump", KEYS[0], thorough=True)
+
+
+def test_what_a_redo_replaced_stays_in_the_run_folders_that_have_it(store):
+    path = made(store, KEYS[0], "run-1")
+    draft = store.draft("dump", KEYS[0], redo=True)
+    (draft / "prompt-000").mkdir()
+    (draft / "prompt-000" / "frames").write_text("redone")
+    store.link(store.commit(draft, "dump", KEYS[0]), Path("outputs/recipe/run-2"))
+    assert not unused(Path("outputs"))
+    shutil.rmtree("outputs/recipe/run-2")
+    Path("outputs/recipe/run-1").rename("elsewhere")  # it needs the store no more
+    assert [item.path for item in unused(Path("outputs"))] == [path]
+    assert Path("elsewhere/dump/prompt-000/frames").read_bytes() == KEYS[0].encode() * (10**6 // 16)
+
+
 def test_damaged_ones_and_leftovers_go(store):
     path = made(store, KEYS[0], "run-1")
     (path / "manifest.json").unlink()
