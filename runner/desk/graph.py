@@ -30,6 +30,7 @@ from runner.desk.forwards import (
     to_search_schedule,
     uncertain,
 )
+from runner.desk.needs import Needs
 from runner.desk.store import NOT_STORED, Store
 from runner.sampler import schedules
 from runner.sampler.rules import videos
@@ -227,6 +228,8 @@ class PlannedStage:
     sets: dict[str, Any] = field(default_factory=dict)
     lineage: dict[str, Any] = field(default_factory=dict)  # what the key is a hash of
     clips: int = 0  # batches of clips that it generates
+    disk: int | None = None  # bytes that it writes, if that is known
+    memory: int | None = None  # bytes at its peak, about
     redo: float | None = None  # what is stored is made again if it is older than this (seconds since 1970)
 
 
@@ -237,6 +240,7 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
     """
     inputs = _inputs(config, fingerprints)
     planned: dict[str, PlannedStage] = {}
+    needs = Needs(config)
     for stage in STAGES:
         does = stage.does or stage.name
         if not stage.wanted(config):
@@ -244,13 +248,13 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
             continue
         sets = {key: value(config, source) for key, source in stage.sets.items()}
         seen = with_values(config, sets)
-        needs = tuple(name for name in stage.builds_on if planned[name].action != "skip")
+        builds_on = tuple(name for name in stage.builds_on if planned[name].action != "skip")
         lineage = {
             "stage": does,
             "version": stage.version,
             "fields": {key: _field(seen, key, fingerprints) for key in stage.fields if has(seen, key)},
             "prompts": stage.prompts(config),
-            "builds_on": {name: planned[name].key for name in needs},
+            "builds_on": {name: planned[name].key for name in builds_on},
             **inputs,
             **({"machine": machine.identity()} if stage.timed else {}),
         }
@@ -265,12 +269,14 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
             "reuse" if entry else "run",
             found,
             stage.writes,
-            needs,
+            builds_on,
             clips * forwards(seen) + stage.beside(seen),
             stage.at_most(seen) or (clips > 0 and uncertain(seen)),
             sets,
             lineage,
             clips=clips,
+            disk=needs.disk(does, seen, lineage["prompts"]),
+            memory=needs.memory(does, seen),
         )
     return as_asked(list(planned.values()), config["until"], config["redo"])
 

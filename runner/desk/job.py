@@ -18,7 +18,9 @@ from runner.desk.config import Checked, check
 from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.graph import PlannedStage
+from runner.desk.needs import short_of_disk
 from runner.desk.precedence import explicit
+from runner.desk.probe import probe
 from runner.desk.store import Store
 from runner.durable import write_json
 from runner.status import write_status
@@ -101,7 +103,7 @@ def prepare(composed: DictConfig, overrides: Sequence[str]) -> Job:
 
 
 def plan(checked: Checked, typed: Sequence[str]) -> Job:
-    """Plan a checked configuration. Raises Refused where a stage must run and nothing can be stored."""
+    """Plan a checked configuration. Raises Refused where a stage must run and the store cannot take what it writes."""
     store = Store(Path(checked.config["output"]) / ".store")
     fingerprints = Fingerprints(store.root / "fingerprints.json")
     if (unread := graph.unread(checked.config, fingerprints)) > 1 << 30:
@@ -109,9 +111,11 @@ def plan(checked: Checked, typed: Sequence[str]) -> Job:
     planned = graph.plan(checked.config, store, fingerprints)
     fingerprints.save()
     missing = [stage.stage for stage in planned if stage.action == "run"]
-    if missing and checked.config["show"] != "plan" and (why := store.writable()):
+    if missing and checked.config["show"] is None and (why := store.writable()):
         expected = f"expected a store that can be written, since {', '.join(missing)} must run ({why})"
         raise Refused([Fault("output", expected, checked.config["output"])])
+    if checked.config["show"] is None and (short := short_of_disk(planned, store)):
+        raise Refused([short])
     return Job(checked, tuple(typed), store, fingerprints, planned)
 
 
@@ -121,8 +125,9 @@ def follow(job: Job, folder: Path, claimed: bool = False) -> Path | None:
 
     Returns the run folder, None if nothing was to run. The page is written however the run ends. Raises RunFailed.
     """
-    if job.config["show"] == "plan":
-        show.show_plan(job.planned, job.checked.checkpoint, None)
+    if job.config["show"]:
+        measured = probe(job) if job.config["show"] == "estimate" else None
+        show.show_plan(job.planned, job.checked.checkpoint, None, measured)
         return None
     run = folder if claimed else claim(folder)
     show.show_plan(job.planned, job.checked.checkpoint, run)

@@ -198,7 +198,9 @@ class Config(Section):
     name: str = Field(pattern=r"^[\w.+-]+$", description="names the output folder; a recipe's name by default")
     seed: int = Field(ge=0, lt=2**63, description="of all noise, together with a prompt's place in its list")
     output: Text = Field(description="folder of the runs; .store in it holds what they share")
-    show: Literal["plan", "estimate"] | None = Field(description="plan: show what would run and stop there")
+    show: Literal["plan", "estimate"] | None = Field(
+        description="plan: show what would run and stop there; estimate: and for how long, by a probe"
+    )
     launch: Literal["print"] | None = Field(
         description="print: write the run folder, show what to type to start it, and stop there"
     )
@@ -219,7 +221,6 @@ class Config(Section):
 
 # A key whose feature does not exist yet is refused, never ignored: the values that do exist, by key.
 AVAILABLE: dict[str, tuple[Any, ...]] = {
-    "show": (None, "plan"),
     "quant.scheme": ("none", "w8a8"),
     "parallel.ulysses": (1,),
     "parallel.vae": (False,),

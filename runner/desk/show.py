@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING
 
 from runner.desk import recipes
 from runner.desk.faults import spell
+from runner.desk.needs import spell_bytes, spell_seconds
 
 if TYPE_CHECKING:
     from runner.desk.checkpoints import Checkpoint
     from runner.desk.graph import PlannedStage
+    from runner.desk.probe import Probe
 
 USAGE = "usage: python -m runner [+recipe=NAME] [group=MEMBER ...] [key=value ...] [-m] [--cfg job]"
 
@@ -27,6 +29,7 @@ examples
   python -m runner +recipe=osp12_w8a8                                the main job, on weights that ship with the project
   python -m runner +recipe=osp12_w8a8 model.checkpoint=FOLDER        the same on a released checkpoint
   python -m runner +recipe=osp12_w8a8 show=plan                      what would run, and what is reused
+  python -m runner +recipe=osp12_w8a8 show=estimate                  and how long that takes
   python -m runner +recipe=osp12_w8a8 'prompts.text="a cat, asleep"' quotes inside quotes, for commas and brackets
   python -m runner -m +recipe=osp12_w8a8 quant.observer=minmax,mse   one run for each value
   python -m runner +recipe=osp12_w8a8 --cfg job                      the composed configuration; runs nothing
@@ -82,8 +85,11 @@ def help_text() -> str:
     )
 
 
-def show_plan(planned: Sequence[PlannedStage], checkpoint: Checkpoint, run: Path | None) -> None:
-    """Print which weights are used, where the run goes (None: nowhere, it is only shown), and the stages."""
+def show_plan(
+    planned: Sequence[PlannedStage], checkpoint: Checkpoint, run: Path | None, probe: Probe | None = None
+) -> None:
+    """Print which weights are used, where the run goes (None: nowhere, it is only shown), and the stages; by a `probe`,
+    how long each takes."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -97,11 +103,17 @@ def show_plan(planned: Sequence[PlannedStage], checkpoint: Checkpoint, run: Path
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("stage", "action", "why", "writes"):
         table.add_column(name, overflow="fold")
-    table.add_column("forwards", justify="right")
+    for name in ("forwards", "disk", "memory", *(("time",) if probe else ())):
+        table.add_column(name, justify="right")
+    seconds = probe.seconds(planned) if probe else {}
     styles = {"run": "", "reuse": "green", "skip": "dim"}
     for row in planned:
         action = "—" if row.action == "skip" else row.action
         bound = "≤ " if row.at_most else ""
         forwards = f"{bound}{row.forwards:,}" if row.action == "run" and row.forwards else ""
-        table.add_row(row.stage, action, row.reason, row.writes, forwards, style=styles[row.action])
+        needs = (spell_bytes(row.disk), spell_bytes(row.memory)) if row.action == "run" else ("", "")
+        took = (bound + spell_seconds(seconds[row.stage]) if row.stage in seconds else "",) if probe else ()
+        table.add_row(row.stage, action, row.reason, row.writes, forwards, *needs, *took, style=styles[row.action])
     console.print(table)
+    if probe:
+        console.print(f"time     about {spell_seconds(sum(seconds.values()))}, by a probe of {probe}", soft_wrap=True)

@@ -147,6 +147,10 @@ class Store:
         except OSError as error:
             return error
 
+    def begun(self, stage: str, key: str) -> Path:
+        """Where the parts of an artifact are that a run has finished and not yet committed, if there are any."""
+        return self._draft(stage, key, redo=False)
+
     def draft(self, stage: str, key: str, redo: bool = False) -> Path:
         """The folder to write an artifact into: empty, or with the finished parts of a run that was cut off.
 
@@ -220,6 +224,13 @@ class Store:
     def write_measurements(self, stage: str, key: str, measured: Mapping[str, Any]) -> None:
         """Keep what this machine measured while it made an artifact."""
         write_json(self._measurements(stage, key), measured)
+
+    def measured(self, stage: str, key: str) -> dict[str, Any] | None:
+        """What this machine measured while it made an artifact; None if it never did."""
+        try:
+            return json.loads(self._measurements(stage, key).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
 
     def link_measurements(self, stage: str, key: str, run: Path, name: str | None = None) -> Path | None:
         """Copy what this machine measured into the run folder as measurements/<name>.json; None if it never did."""

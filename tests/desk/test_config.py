@@ -215,7 +215,7 @@ def test_value_out_of_bounds(checked, argument, says):
 @pytest.mark.parametrize(
     "argument",
     [
-        "show=estimate", "quant.scheme=w8a8_dynamic",
+        "quant.scheme=w8a8_dynamic",
         "parallel.ulysses=2", "parallel.vae=true", "hardware.device=npu", "hardware.device=gcu",
     ],
 )  # fmt: skip

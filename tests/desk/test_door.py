@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -115,6 +116,9 @@ def test_a_run_and_the_same_again(journal, capfd, at):
     assert {key.partition(".")[0] for key in keys()} == set(described["config"])
     plan = json.loads((run / "plan.json").read_text())
     assert plan["store"] == str(Path("outputs/.store").resolve())
+    shown = [line.split()[:2] for line in out.splitlines() if line.startswith(" ")]
+    of_stages = [row for row in shown if row and row[0] in {row["stage"] for row in plan["stages"]}]
+    assert of_stages == [[row["stage"], row["action"].replace("skip", "—")] for row in plan["stages"]]
     for row in plan["stages"]:
         lineage = Path(plan["store"]) / "lineage" / f"{row['does']}-{row['key']}.json"
         assert lineage.is_file() == (row["action"] != "skip")
@@ -222,12 +226,32 @@ def test_the_desk_imports_no_torch(tiny_checkpoint):
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
 
 
-def test_answers_come_at_once(tiny_checkpoint):
-    """Processor time, so that a busy machine passes and an import of torch does not."""
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    for arguments in ([], ["--help"], ["+recipe=osp12_w8a8", f"model.checkpoint={tiny_checkpoint}", "show=plan"]):
-        before = os.times()
-        subprocess.run([sys.executable, "-m", "runner", *arguments], env=env, check=True, stdout=subprocess.DEVNULL)
-        after = os.times()
-        spent = after.children_user + after.children_system - before.children_user - before.children_system
-        assert spent < 1.5, arguments
+def spent(*arguments: str, status: int = 0) -> float:
+    """Seconds of processor time that an answer takes: a busy machine passes, and an import of torch does not."""
+    before = os.times()
+    command = [sys.executable, "-m", "runner", *arguments]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    after = os.times()
+    assert done.returncode == status, done.stderr
+    return after.children_user + after.children_system - before.children_user - before.children_system
+
+
+def test_answers_come_at_once(at):
+    for arguments in ([], ["--help"], ["schema"], ["+recipe=osp12_w8a8", at, "show=plan"]):
+        assert spent(*arguments) < 1.5, arguments
+    wrong = ["+recipe=osp12_w8a8", at, "model.num_frames=2", "model.dtype=bf61", "prompts.text=nowhere.txt"]
+    assert spent(*wrong, status=2) < 1.5
+
+
+def test_a_plan_on_known_weights_of_17_gb_comes_at_once(tiny_checkpoint, tmp_path):
+    """A file with a hole, whose hash is known by its path, size, time and inode."""
+    released = tmp_path / "released"
+    shutil.copytree(tiny_checkpoint.parent, released)
+    weights = released / tiny_checkpoint.name / "diffusion_pytorch_model.safetensors"
+    with weights.open("r+b") as file:
+        file.truncate(17_000_000_000)
+    state = weights.stat()
+    Path("outputs/.store").mkdir(parents=True)
+    known = {str(weights): [state.st_size, state.st_mtime_ns, state.st_ino, "9" * 64]}
+    Path("outputs/.store/fingerprints.json").write_text(json.dumps(known))
+    assert spent("+recipe=osp12_w8a8", f"model.checkpoint={weights.parent}", "show=plan") < 1.5

@@ -25,15 +25,19 @@ TINY = [
 ]
 
 
+TEXTS = 50_000  # bytes of descriptions and of the contact sheet, which are not counted
+
+
 @contextmanager
 def counted(monkeypatch) -> Iterator[Counter[str]]:
-    """Forwards of any transformer, by the stage that a worker in this process is in."""
+    """Forwards of any transformer, by the stage that a worker in this process is in; in the order of the stages."""
     found: Counter[str] = Counter()
     stage = ""
 
     def enter(run, state, **facts) -> None:
         nonlocal stage
         stage = facts.get("stage") or stage
+        found[stage] += 0
 
     def count(module, args) -> None:
         found[stage] += isinstance(module, OSP12Transformer | OpenSora12Transformer)
@@ -55,9 +59,10 @@ def here(monkeypatch):
     monkeypatch.setattr(report, "write", lambda run: run / "report.html")
 
 
-def planned() -> dict[str, dict]:
+def only_run() -> tuple[Path, dict[str, dict]]:
+    """Its folder, and the rows of its plan by stage."""
     (file,) = Path("outputs").glob("*/*/plan.json")
-    return {row["stage"]: row for row in json.loads(file.read_text())["stages"]}
+    return file.parent, {row["stage"]: row for row in json.loads(file.read_text())["stages"]}
 
 
 @pytest.mark.parametrize(
@@ -79,9 +84,14 @@ def test_planned_forwards_are_the_counted_ones(
         arguments = [*arguments, "model.num_frames=34"]
     with counted(monkeypatch) as found:
         assert door([f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *TINY, *arguments]) == 0
-    rows = planned()
+    run, rows = only_run()
     assert {name: row["forwards"] for name, row in rows.items() if row["forwards"]} == dict(+found)
     assert not any(row["at_most"] for row in rows.values())
+    assert [name for name in found if name] == [name for name, row in rows.items() if row["action"] == "run"]
+    for name, row in rows.items():
+        if row["action"] == "run":
+            taken = sum(file.stat().st_size for file in (run / name).rglob("*") if file.is_file())
+            assert 0.9 * taken - TEXTS <= row["disk"] <= 1.15 * taken, name
 
 
 def test_calls_of_ones_own_are_counted_and_bound_what_is_measured(here, monkeypatch, tiny_checkpoint, tmp_path):
@@ -91,7 +101,7 @@ def test_calls_of_ones_own_are_counted_and_bound_what_is_measured(here, monkeypa
     assert forwards.records(file) == 6
     with counted(monkeypatch) as found:
         assert door(["+recipe=osp12_w8a8", at, *TINY, f"dump.from={file}"]) == 0
-    rows = planned()
+    _, rows = only_run()
     assert rows["dump"]["forwards"] == found["dump"] == 12 and rows["quantize"]["at_most"]
     assert 0 < found["quantize"] <= rows["quantize"]["forwards"] == 6
 

@@ -1,0 +1,197 @@
+"""What a stage needs of disk and memory, from the configuration and the heads of the weight files alone.
+
+Disk is nearly exact: the tensors that a stage writes are known. Memory is what the weights take and, roughly, what a
+forward and a decoding hold at once.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from functools import cached_property
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from runner.desk.checkpoints import weight_files
+from runner.desk.faults import Fault
+from runner.desk.forwards import forwards
+from runner.model.shapes import Shapes
+
+if TYPE_CHECKING:
+    from runner.desk.graph import PlannedStage
+    from runner.desk.store import Store
+
+Config = Mapping[str, Any]
+WEIGHTS = (".safetensors", ".bin", ".ckpt")
+BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}  # an element
+BINS = 962  # of a histogram; a test holds the statistics to this number
+HEAD = 180  # bytes of a small safetensors file beside its tensors
+VIDEO = 0.05  # of an mp4's bytes in those of its frames, at most
+PROCESS = 520e6  # bytes of a worker before it loads a model
+DECODER = ("decoder.", "lm_head.")  # of a text model of which the encoder is read
+EXACT = 1.05  # what names, heads and directories add to the tensors
+
+
+class Needs:
+    """What the stages of one configuration need. None where the model's room, or a place on the hub, does not tell."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.item = BYTES[config["model"]["dtype"]]
+
+    @cached_property
+    def shapes(self) -> Shapes | None:
+        folder = Path(self.config["model"]["checkpoint"])
+        try:
+            rules = import_module(f"runner.model.{self.config['model']['name']}.rules")
+            return rules.shapes(self.config["model"], folder) if folder.is_absolute() else None
+        except (ImportError, AttributeError, OSError, ValueError, TypeError):
+            return None  # a model that does not tell; whoever loads a damaged one will say what is wrong with it
+
+    def disk(self, does: str, config: Config, prompts: Mapping[str, Sequence[str]]) -> int | None:
+        """Bytes that a stage writes; `config` as the stage sees it."""
+        if self.shapes is None:
+            return None
+        found: float
+        if does == "dump":
+            found = self._dumped(self.shapes, config, prompts)
+        elif does == "sample":
+            found = len(prompts["text"]) * self._result(self.shapes, config["sample"]["save"])
+        elif does == "quantize":
+            found = self._exported()
+        else:
+            return 0  # text
+        return int(EXACT * found)
+
+    def memory(self, does: str, config: Config) -> int | None:
+        """Bytes of the host (hardware=cpu) or of the device at a stage's peak, about."""
+        if self.shapes is None or self._weights is None or does == "calibrate":  # which loads no model
+            return None
+        branches = (
+            2 if config["sampler"]["guidance_scale"] > 1 and config["sampler"]["guidance_batch"] == "joint" else 1
+        )
+        batch = config["model"]["batch_size"]
+        working = self.item * batch * max(self.shapes.forward * branches, self.shapes.decode)
+        held: float = sum(self._weights.values())
+        if does == "quantize":
+            held += 2 * self._exported()  # made, then read again
+        elif does == "sample" and config["quant"]["scheme"] != "none":
+            held += self._exported()  # beside the float one, to be timed in turn with it
+        return int(held + working + (PROCESS if config["hardware"]["device"] == "cpu" else 0))
+
+    def _dumped(self, shapes: Shapes, config: Config, prompts: Mapping[str, Sequence[str]]) -> float:
+        recorded, verified, text = (prompts.get(role, ()) for role in ("calibration", "verification", "text"))
+        alone = config["model"]["batch_size"] == 1
+        shared = sum(a == b for a, b in zip(recorded, text, strict=False)) if alone else 0
+        results = len(recorded) + len(verified) + len(text) - shared
+        found = results * self._result(shapes, True)
+        found += (len(recorded) + len(verified)) * self._trajectory(shapes, config)
+        per_prompt = self._calls(shapes, config) + self._statistics(shapes, config)
+        return found + len(recorded) * per_prompt * (2 if config["dump"]["format"] != "safetensors" else 1)
+
+    def _result(self, shapes: Shapes, video: bool) -> float:
+        """Latents, frames and the video of a clip."""
+        frames = 3 * math.prod(shapes.frames)
+        return 2 * HEAD + self.item * math.prod(shapes.latents) + frames * (1 + VIDEO * video)
+
+    def _trajectory(self, shapes: Shapes, config: Config) -> float:
+        steps = forwards({**config["sampler"], "guidance_batch": "joint"})
+        return steps * (HEAD + 2 * self.item * math.prod(shapes.latents))
+
+    def _calls(self, shapes: Shapes, config: Config) -> float:
+        """What the transformer got at each step, of both guidance branches, and the text once."""
+        branches = 2 if config["sampler"]["guidance_scale"] > 1 else 1
+        steps = forwards({**config["sampler"], "guidance_batch": "joint"})
+        text = shapes.text[0] * (8 + self.item * shapes.text[1])
+        return branches * (steps * self.item * math.prod(shapes.latents) + text) + forwards(config["sampler"]) * HEAD
+
+    def _statistics(self, shapes: Shapes, config: Config) -> float:
+        """Of each input at each step: two extremes, the largest magnitude of each channel, a histogram of int16."""
+        steps = forwards({**config["sampler"], "guidance_batch": "joint"})
+        return sum(steps * (8 + 4 * channels + 2 * BINS) + 500 for channels in shapes.inputs)
+
+    @cached_property
+    def _weights(self) -> dict[str, int] | None:
+        """Bytes of each part of the model in its dtype; None if one of them is on the hub."""
+        found: dict[str, dict[str, int]] = {}
+        for name, file in weight_files(self.config).items():
+            if not isinstance(file, Path):
+                return None
+            kinds, elements = found.setdefault(name.partition("/")[0], {}), 0
+            for tensor, shape in _tensors(file):
+                if not (name.startswith("text_encoder") and tensor.startswith(DECODER)):
+                    elements += math.prod(shape)
+            kinds[file.suffix] = kinds.get(file.suffix, 0) + self.item * elements
+        return {part: max(kinds.values()) for part, kinds in found.items()}  # one kind of file is read
+
+    def _exported(self) -> float:
+        """The transformer with a byte for each weight that is quantized."""
+        quant, found = self.config["quant"], 0.0
+        for name, file in weight_files(self.config).items():
+            if not name.startswith("transformer/") or not isinstance(file, Path):
+                continue
+            for tensor, shape in _tensors(file):
+                layer, _, kind = tensor.rpartition(".")
+                linear = kind == "weight" and len(shape) == 2
+                chosen = any(fnmatchcase(layer, pattern) for pattern in quant["include"])
+                if linear and chosen and not any(fnmatchcase(layer, pattern) for pattern in quant["exclude"]):
+                    found += math.prod(shape) + shape[0] * (2 * self.item + 4 + (4 if self.item == 2 else 8))
+                else:
+                    found += self.item * math.prod(shape)
+        return found
+
+
+def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each tensor in a file of weights; of another kind than safetensors, its size in float32."""
+    if file.suffix not in WEIGHTS:
+        return
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as opened:
+            length = int.from_bytes(opened.read(8), "little")
+            head = json.loads(opened.read(length)) if file.suffix == ".safetensors" and length < size else {}
+            tensors = [(name, tuple(tensor["shape"])) for name, tensor in head.items() if name != "__metadata__"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        tensors = []  # whoever loads it will say what is wrong
+    yield from tensors or [("", (size // 4,))]
+
+
+def short_of_disk(planned: Sequence[PlannedStage], store: Store) -> Fault | None:
+    """What is said where the disk of the store cannot take what the stages that run will write."""
+    rows = {(row.does, row.key): row.disk or 0 for row in planned if row.action == "run"}
+    needed, place = sum(rows.values()), store.root
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed <= free:
+        return None
+    needed -= sum(_size(store.begun(*key)) for key in rows)  # parts that are finished
+    if needed <= free:
+        return None
+    stages = ", ".join(f"{row.stage} {spell_bytes(row.disk)}" for row in planned if row.action == "run" and row.disk)
+    return Fault("output", f"expected {spell_bytes(needed)} free ({stages}), there are {spell_bytes(free)}", str(place))
+
+
+def _size(folder: Path) -> int:
+    return sum(os.path.getsize(os.path.join(place, file)) for place, _, files in os.walk(folder) for file in files)
+
+
+def spell_bytes(size: float | None) -> str:
+    """A size in three digits and a decimal unit; nothing for none."""
+    if not size:
+        return ""
+    power = min(4, max(1, int(math.log10(size * 1.0005) // 3)))
+    return f"{size / 1000**power:.3g} {' kMGT'[power]}B"
+
+
+def spell_seconds(seconds: float) -> str:
+    """A duration in the two units that matter."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
