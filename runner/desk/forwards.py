@@ -6,7 +6,7 @@ import io
 import math
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,13 @@ def to_search_cache(config: Config) -> int:
     steps = evaluations(config["sampler"])
     tried = exhaustive.at_most(steps, blocks, cache["ratio"], cache["step_interval"] or exhaustive.INTERVAL)
     return tried * each * len(config["prompts"]["verification"])
+
+
+def shared(prompts: Mapping[str, Sequence[str]], batch: int) -> int:
+    """How many references of a dump are clips that it records anyway: of the same prompt and seed, and not made in a
+    batch, whose bits may differ."""
+    pairs = zip(prompts.get("calibration", ()), prompts.get("text", ()), strict=False)
+    return sum(recorded == text for recorded, text in pairs) if batch == 1 else 0
 
 
 def to_replay(config: Config) -> int:

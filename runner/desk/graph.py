@@ -23,6 +23,7 @@ from runner.desk.fingerprints import Fingerprints
 from runner.desk.forwards import (
     TRAJECTORIES,
     forwards,
+    shared,
     to_measure_layers,
     to_measure_samples,
     to_replay,
@@ -121,10 +122,9 @@ def _dumped_for_schedule(config: Config) -> dict[str, list[str]]:
 
 
 def _clips(prompts: Mapping[str, list[str]], batch: int) -> int:
-    """Recorded prompts run one by one; a reference on the same seed is the same clip, unless it is made in a batch."""
-    recorded, text = prompts.get("calibration", prompts.get("trajectory", [])), prompts.get("text", [])
-    shared = sum(a == b for a, b in zip(recorded, text, strict=False)) if batch == 1 else 0
-    return len(recorded) + len(prompts.get("verification", [])) + math.ceil((len(text) - shared) / batch)
+    """Recorded prompts run one by one, references in batches."""
+    alone = sum(len(prompts.get(role, ())) for role in ("calibration", "trajectory", "verification"))
+    return alone + math.ceil((len(prompts.get("text", ())) - shared(prompts, batch)) / batch)
 
 
 DUMP = Stage(

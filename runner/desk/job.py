@@ -18,7 +18,7 @@ from runner.desk.config import Checked, check
 from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.graph import PlannedStage
-from runner.desk.needs import short_of_disk
+from runner.desk.needs import short_of_disk, short_of_memory
 from runner.desk.precedence import explicit
 from runner.desk.probe import probe
 from runner.desk.store import Store
@@ -110,6 +110,8 @@ def plan(checked: Checked, typed: Sequence[str]) -> Job:
         print(f"reading {unread / 1e9:.0f} GB of weights once, to know them again", file=sys.stderr)
     planned = graph.plan(checked.config, store, fingerprints)
     fingerprints.save()
+    if warning := short_of_memory(planned, checked.config):
+        print(warning, file=sys.stderr)
     missing = [stage.stage for stage in planned if stage.action == "run"]
     if missing and checked.config["show"] is None and (why := store.writable()):
         expected = f"expected a store that can be written, since {', '.join(missing)} must run ({why})"

@@ -17,9 +17,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.desk import machine
 from runner.desk.checkpoints import weight_files
 from runner.desk.faults import Fault
-from runner.desk.forwards import forwards
+from runner.desk.forwards import forwards, shared
+from runner.desk.wording import plain, size
 from runner.model.shapes import Shapes
 
 if TYPE_CHECKING:
@@ -86,9 +88,7 @@ class Needs:
 
     def _dumped(self, shapes: Shapes, config: Config, prompts: Mapping[str, Sequence[str]]) -> float:
         recorded, verified, text = (prompts.get(role, ()) for role in ("calibration", "verification", "text"))
-        alone = config["model"]["batch_size"] == 1
-        shared = sum(a == b for a, b in zip(recorded, text, strict=False)) if alone else 0
-        results = len(recorded) + len(verified) + len(text) - shared
+        results = len(recorded) + len(verified) + len(text) - shared(prompts, config["model"]["batch_size"])
         found = results * self._result(shapes, True)
         found += (len(recorded) + len(verified)) * self._trajectory(shapes, config)
         per_prompt = self._calls(shapes, config) + self._statistics(shapes, config)
@@ -173,25 +173,18 @@ def short_of_disk(planned: Sequence[PlannedStage], store: Store) -> Fault | None
     needed -= sum(_size(store.begun(*key)) for key in rows)  # parts that are finished
     if needed <= free:
         return None
-    stages = ", ".join(f"{row.stage} {spell_bytes(row.disk)}" for row in planned if row.action == "run" and row.disk)
-    return Fault("output", f"expected {spell_bytes(needed)} free ({stages}), there are {spell_bytes(free)}", str(place))
+    stages = ", ".join(f"{row.stage} {size(row.disk)}" for row in planned if row.action == "run" and row.disk)
+    return Fault("output", plain(f"expected {size(needed)} free ({stages}), there are {size(free)}"), str(place))
+
+
+def short_of_memory(planned: Sequence[PlannedStage], config: Config) -> str | None:
+    """What is said where a stage that runs on the host probably needs more memory than there is."""
+    there = int(str(machine.describe()["memory"]))
+    most = max(planned, key=lambda row: (row.action == "run") * (row.memory or 0))
+    if config["hardware"]["device"] != "cpu" or not there or most.action != "run" or (most.memory or 0) <= there:
+        return None
+    return plain(f"memory   {most.stage} takes about {size(most.memory)}, and this machine has {size(there)}")
 
 
 def _size(folder: Path) -> int:
     return sum(os.path.getsize(os.path.join(place, file)) for place, _, files in os.walk(folder) for file in files)
-
-
-def spell_bytes(size: float | None) -> str:
-    """A size in three digits and a decimal unit; nothing for none."""
-    if not size:
-        return ""
-    power = min(4, max(1, int(math.log10(size * 1.0005) // 3)))
-    return f"{size / 1000**power:.3g} {' kMGT'[power]}B"
-
-
-def spell_seconds(seconds: float) -> str:
-    """A duration in the two units that matter."""
-    if seconds < 100:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 from runner.desk import graph, launch
 from runner.desk.forwards import forwards
-from runner.desk.needs import spell_bytes, spell_seconds
 from runner.desk.store import Store
+from runner.desk.wording import seconds, size
 
 if TYPE_CHECKING:
     from runner.desk.job import Job
@@ -45,10 +45,10 @@ class Probe:
     measured: str
 
     def __str__(self) -> str:
-        times = [spell_seconds(value) for value in (self.forward, self.decode, self.load)]
+        times = [seconds(value) for value in (self.forward, self.decode, self.load)]
         return (
             f"the float model on this machine ({self.measured}): a forward {times[0]}, decoding {times[1]}, "
-            f"loading {times[2]}, peak memory {spell_bytes(self.memory)}"
+            f"loading {times[2]}, peak memory {size(self.memory)}"
         )
 
     def seconds(self, planned: Sequence[graph.PlannedStage]) -> dict[str, float]:

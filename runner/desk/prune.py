@@ -19,6 +19,7 @@ from pathlib import Path
 from runner.desk.faults import Fault, Refused
 from runner.desk.locks import Held
 from runner.desk.store import AGAIN, MANIFEST, Store
+from runner.desk.wording import plain, size
 
 ENTRY = re.compile(r".+-[0-9a-f]{16}")
 
@@ -90,21 +91,12 @@ def main(arguments: Sequence[str]) -> int:
         freed += item.size if gone else 0
         kept += asked.yes and not gone
         note = "   kept: in use by now" if asked.yes and not gone else ""
-        print(f"  {item.kind:<8}  {item.path.name:<{width}}  {size(item.size):>8}  {item.why}{note}")
+        print(f"  {item.kind:<8}  {item.path.name:<{width}}  {plain(size(item.size)):>8}  {item.why}{note}")
     if asked.yes:
-        print(f"freed {size(freed)}" + (f"; {kept} kept" if kept else ""))
+        print(f"freed {plain(size(freed))}" + (f"; {kept} kept" if kept else ""))
     else:
-        print(f"{size(sum(item.size for item in found))} in all; with --yes this is deleted")
+        print(f"{plain(size(sum(item.size for item in found)))} in all; with --yes this is deleted")
     return 0
-
-
-def size(count: float) -> str:
-    """Bytes for a reader: "1.2 GB"."""
-    for unit in ("B", "kB", "MB"):
-        if count < 999.5:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB" if count < 999.5 else f"{count:,.0f} GB"
 
 
 def _copied(output: Path) -> set[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from runner.desk import recipes
 from runner.desk.faults import spell
-from runner.desk.needs import spell_bytes, spell_seconds
+from runner.desk.wording import plain, seconds, size
 
 if TYPE_CHECKING:
     from runner.desk.checkpoints import Checkpoint
@@ -105,15 +105,16 @@ def show_plan(
         table.add_column(name, overflow="fold")
     for name in ("forwards", "disk", "memory", *(("time",) if probe else ())):
         table.add_column(name, justify="right")
-    seconds = probe.seconds(planned) if probe else {}
+    times = probe.seconds(planned) if probe else {}
     styles = {"run": "", "reuse": "green", "skip": "dim"}
     for row in planned:
         action = "—" if row.action == "skip" else row.action
         bound = "≤ " if row.at_most else ""
         forwards = f"{bound}{row.forwards:,}" if row.action == "run" and row.forwards else ""
-        needs = (spell_bytes(row.disk), spell_bytes(row.memory)) if row.action == "run" else ("", "")
-        took = (bound + spell_seconds(seconds[row.stage]) if row.stage in seconds else "",) if probe else ()
-        table.add_row(row.stage, action, row.reason, row.writes, forwards, *needs, *took, style=styles[row.action])
+        figures = [forwards, *(size(need) if need and row.action == "run" else "" for need in (row.disk, row.memory))]
+        if probe:
+            figures.append(bound + seconds(times[row.stage]) if row.stage in times else "")
+        table.add_row(row.stage, action, row.reason, row.writes, *map(plain, figures), style=styles[row.action])
     console.print(table)
     if probe:
-        console.print(f"time     about {spell_seconds(sum(seconds.values()))}, by a probe of {probe}", soft_wrap=True)
+        console.print(plain(f"time     about {seconds(sum(times.values()))}, by a probe of {probe}"), soft_wrap=True)

@@ -86,6 +86,21 @@ def test_refusals_end_with_two_and_leave_nothing(capsys, at, arguments, says):
     assert not Path("outputs").exists()
 
 
+def test_hydra_s_own_faults_come_first(capsys, at):
+    assert door(["quant=w8a9", "model.num_frames=2", at]) == 2
+    said = capsys.readouterr().err
+    assert "quant = 'w8a9'" in said and "num_frames" not in said
+    assert door(["quant=w8a8", "model.num_frames=2", "model.fps=0", at]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("refused: 2 faults:\n") and "model.num_frames = 2" in said and "model.fps = 0" in said
+
+
+def test_an_output_folder_that_cannot_be_made(capsys, at):
+    Path("file").write_text("")
+    assert door(["+recipe=osp12_w8a8", at, "output=file/outputs"]) == 2
+    assert "refused: output: " in capsys.readouterr().err and Path("file").read_text() == ""
+
+
 def test_plan_is_shown_and_nothing_runs(capsys, at):
     assert door(["+recipe=osp12_w8a8", at, "show=plan"]) == 0
     out = capsys.readouterr().out

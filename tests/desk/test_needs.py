@@ -13,7 +13,7 @@ from runner.__main__ import door
 from runner.desk import needs
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.graph import plan
-from runner.desk.needs import Needs, spell_bytes
+from runner.desk.needs import Needs
 from runner.desk.store import Store
 from runner.statistics import BINS
 
@@ -35,7 +35,7 @@ def test_disk_too_small_is_said_before_anything_runs(tiny_checkpoint, disk, caps
     arguments = ["+recipe=osp12_w8a8", f"model.checkpoint={tiny_checkpoint}"]
     assert door(arguments) == 2
     said = capsys.readouterr().err
-    assert "output = " in said and "free (dump " in said and "there are 1 kB" in said
+    assert "output = " in said and "free (dump " in said and "there are 1.00 kB" in said
     assert not [path for path in Path("outputs").rglob("run.json")]
     assert door([*arguments, "show=plan"]) == 0
 
@@ -52,6 +52,14 @@ def test_finished_parts_need_no_space_again(config, disk):
     (store.draft("dump", dump.key) / "prompt-000").mkdir()
     (store.draft("dump", dump.key) / "prompt-000" / "frames.safetensors").write_bytes(bytes(1000))
     assert needs.short_of_disk(planned, store) is None
+
+
+@pytest.mark.parametrize(("there", "device", "warned"), [(1, "cpu", True), (0, "cpu", False), (1, "cuda", False)])
+def test_more_memory_than_there_is_is_said(config, monkeypatch, there, device, warned):
+    monkeypatch.setattr(needs.machine, "describe", lambda: {"memory": there})
+    config["hardware"]["device"] = device
+    said = needs.short_of_memory(plan(config, Store(Path("store")), Fingerprints(Path("known.json"))), config)
+    assert (said is not None) == warned and (not warned or "takes about" in said)
 
 
 def test_what_is_reused_needs_no_space(config, disk):
@@ -107,11 +115,6 @@ def test_a_place_on_the_hub_tells_nothing(config):
 def test_weights_without_a_head_count_by_their_size(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
     assert list(needs._tensors(tmp_path / "a.safetensors")) == [("", (len(content) // 4,))]
-
-
-def test_sizes_are_said_in_three_digits():
-    said = [spell_bytes(size) for size in (None, 0, 1, 999_600, 12_345_678, 2.5e9, 3e15)]
-    assert said == ["", "", "0.001 kB", "1 MB", "12.3 MB", "2.5 GB", "3e+03 TB"]
 
 
 @pytest.mark.slow

@@ -13,7 +13,6 @@ from runner import worker
 from runner.__main__ import door
 from runner.desk import launch, probe
 from runner.desk.graph import PlannedStage
-from runner.desk.needs import spell_seconds
 from runner.desk.probe import Probe
 from runner.sampler.methods import SAMPLE_METHODS
 
@@ -73,7 +72,7 @@ def test_an_estimate_runs_two_steps_and_leaves_a_measurement_alone(launched, tin
     file.write_text(json.dumps({**measured, "forward": 3600.0}))
     assert door([*arguments, "quant.observer=mse", "seed=5", "sampler.num_sampling_steps=4"]) == 0
     assert len(launched) == 1  # nothing that the forward depends on has changed
-    assert "forward 60 min" in capfd.readouterr().out
+    assert "forward 1 h 00 min" in capfd.readouterr().out
     assert door([*arguments, "model.height=64"]) == 0
     assert len(launched) == 2
 
@@ -96,9 +95,3 @@ def test_a_probe_that_fails_says_why_and_keeps_the_traceback(launched, tiny_chec
 @pytest.mark.parametrize("method", SAMPLE_METHODS)
 def test_every_method_can_be_probed(launched, tiny_checkpoint, method):
     assert door([f"model.checkpoint={tiny_checkpoint}", f"sampler.sample_method={method}", "show=estimate"]) == 0
-
-
-def test_durations_are_said_in_the_units_that_matter():
-    assert [spell_seconds(s) for s in (0.0234, 99.4, 100, 7200, 145000)] == [
-        "0.0234 s", "99.4 s", "2 min", "2 h 00 min", "40 h 17 min",
-    ]  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 
 from runner.__main__ import door
 from runner.desk.locks import lock
-from runner.desk.prune import size, unused
+from runner.desk.prune import unused
 from runner.desk.store import Store
 
 KEYS = [character * 16 for character in "abcd"]
@@ -143,11 +143,3 @@ def test_damaged_ones_and_leftovers_go(store):
 def test_where_there_is_no_store(capsys):
     assert door(["prune", "nothing/here"]) == 2
     assert "expected an output folder with a .store in it" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("count", "words"),
-    [(0, "0 B"), (999, "999 B"), (1234, "1.23 kB"), (2e6, "2 MB"), (1.5e9, "1.5 GB"), (4e12, "4,000 GB")],
-)
-def test_sizes_are_for_readers(count, words):
-    assert size(count) == words

@@ -11,7 +11,8 @@ from urllib.parse import unquote, urlparse
 import pytest
 from desk.make_run import PROMPTS, draw, failed_run, float_run, make_run, read_json, write_json
 
-from runner.desk.report import Run, read_run, wording, write
+from runner.desk import wording
+from runner.desk.report import Run, read_run, write
 from runner.desk.report.ledger import verdict
 from runner.media import save_clip
 

@@ -13,7 +13,7 @@ from desk.make_run import PROMPTS, float_run, make_run, make_sweep, read_json, w
 from desk.test_report import Page
 
 from runner.__main__ import door
-from runner.desk.report import wording
+from runner.desk import wording
 from runner.desk.report.compare import compare, members
 from runner.desk.report.many import write_many
 from runner.desk.report.plot import Axis, Point, scatter, ticks

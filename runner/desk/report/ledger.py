@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.desk.report import wording
+from runner.desk import wording
 from runner.desk.report.read import Clip, Layer, Run, number, pick
 
 WORST_LAYERS = 12

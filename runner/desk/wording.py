@@ -1,10 +1,15 @@
-"""Numbers as a page says them: few digits, a unit, real minus and multiplication signs. None is an en dash."""
+"""Numbers as pages and plans say them: few digits, a unit, real minus and multiplication signs. None is an en dash."""
 
 import math
 
 NARROW = "\u202f"  # a thin space that does not break: between a number and its unit
 MINUS = "\u2212"
 UNKNOWN = "–"
+
+
+def plain(text: str) -> str:
+    """The same for a terminal, which may know no thin space."""
+    return text.replace(NARROW, " ")
 
 
 def seconds(value: float | None) -> str:
