@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from runner.status import DONE, FAILED, INTERRUPTED, REFUSED
+
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
@@ -28,7 +30,6 @@ COMMANDS = {
     "rerun": "runner.desk.rerun",
     "schema": "runner.desk.offers",
 }
-DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from runner.durable import write_json
 
+DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
 STDERR = "stderr.log"  # what a worker wrote to its standard error: what it could not say in run.log
 FINAL = ("done", "failed")  # states after which a worker has no more to say
 

@@ -26,11 +26,10 @@ from runner.bench import Bench, Context
 from runner.desk.store import Entry, Store
 from runner.hardware import open_device
 from runner.parallel import PeerLost
-from runner.status import FINAL, STDERR, read_status, write_status
+from runner.status import FAILED, FINAL, INTERRUPTED, STDERR, read_status, write_status
 
 log = logging.getLogger("runner")
 
-FAILED, INTERRUPTED = 1, 130  # exit statuses
 PEER_SPEAKS_FIRST = 6  # seconds in which the launcher ends a rank whose peer has died, before it says a word itself
 # By stage: the key of the folder, or of the one file, that also gets its files, and which they are.
 DELIVERED = {

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib import import_module
@@ -71,7 +71,7 @@ class Needs:
         return int(EXACT * found)
 
     def memory(self, does: str, config: Config) -> int | None:
-        """Bytes of the host (hardware=cpu) or of the device at a stage's peak, about."""
+        """Bytes of the host (hardware=cpu: of all processes together) or of each device at a stage's peak, about."""
         if self.shapes is None or self._weights is None or does == "calibrate":  # which loads no model
             return None
         branches = (
@@ -84,7 +84,9 @@ class Needs:
             held += 2 * self._exported()  # made, then read again
         elif does == "sample" and config["quant"]["scheme"] != "none":
             held += self._exported()  # beside the float one, to be timed in turn with it
-        return int(held + working + (PROCESS if config["hardware"]["device"] == "cpu" else 0))
+        if config["hardware"]["device"] == "cpu":
+            return int(config["parallel"]["world_size"] * (held + working + PROCESS))
+        return int(held + working)
 
     def _dumped(self, shapes: Shapes, config: Config, prompts: Mapping[str, Sequence[str]]) -> float:
         recorded, verified, text = (prompts.get(role, ()) for role in ("calibration", "verification", "text"))
@@ -161,19 +163,22 @@ def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     yield from tensors or [("", (size // 4,))]
 
 
-def short_of_disk(planned: Sequence[PlannedStage], store: Store) -> Fault | None:
-    """What is said where the disk of the store cannot take what the stages that run will write."""
-    rows = {(row.does, row.key): row.disk or 0 for row in planned if row.action == "run"}
-    needed, place = sum(rows.values()), store.root
+def short_of_disk(planned: Iterable[PlannedStage], store: Store) -> Fault | None:
+    """What is said where the disk of the store cannot take what the stages that run, of one job or of many, will
+    write."""
+    rows = {(row.does, row.key): row for row in planned if row.action == "run"}
+    needed, place = sum(row.disk or 0 for row in rows.values()), store.root
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free
+    if needed > free:
+        needed -= sum(_size(store.begun(*key)) for key in rows)  # parts that are finished
     if needed <= free:
         return None
-    needed -= sum(_size(store.begun(*key)) for key in rows)  # parts that are finished
-    if needed <= free:
-        return None
-    stages = ", ".join(f"{row.stage} {size(row.disk)}" for row in planned if row.action == "run" and row.disk)
+    by_stage: dict[str, int] = {}
+    for row in rows.values():
+        by_stage[row.stage] = by_stage.get(row.stage, 0) + (row.disk or 0)
+    stages = ", ".join(f"{stage} {size(disk)}" for stage, disk in by_stage.items() if disk)
     return Fault("output", plain(f"expected {size(needed)} free ({stages}), there are {size(free)}"), str(place))
 
 

@@ -13,6 +13,8 @@ from runner.desk.faults import spell
 from runner.desk.wording import plain, seconds, size
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from runner.desk.checkpoints import Checkpoint
     from runner.desk.graph import PlannedStage
     from runner.desk.probe import Probe
@@ -56,10 +58,15 @@ keys (key=value), with their defaults
 
 def recipe_list() -> str:
     """What `python -m runner` says by itself: each recipe with a line."""
+    return "\n".join(
+        [USAGE, "", "recipes:", _recipes(), "", "`python -m runner --help` lists groups, keys and examples."]
+    )
+
+
+def _recipes() -> str:
     found = recipes.recipes()
     width = max(map(len, found), default=0)
-    lines = [f"  {recipe.name:<{width}}  {recipe.purpose}" for recipe in found.values()]
-    return "\n".join([USAGE, "", "recipes:", *lines, "", "`python -m runner --help` lists groups, keys and examples."])
+    return "\n".join(f"  {recipe.name:<{width}}  {recipe.purpose}" for recipe in found.values())
 
 
 def help_text() -> str:
@@ -69,9 +76,8 @@ def help_text() -> str:
 
     width = min(shutil.get_terminal_size((120, 40)).columns, 120)
     values = defaults()
-    found = recipes.recipes()
-    name_width = max(map(len, found), default=0)
     groups = recipes.groups()
+    name_width = max(map(len, groups))
     key_lines = []
     for key, meaning in keys().items():
         shown = textwrap.shorten(f"{key}={spell(values.get(key))}", 44, placeholder="...")
@@ -79,10 +85,20 @@ def help_text() -> str:
         key_lines += [f"  {shown:<44}  {wrapped[0]}", *(f"  {'':<44}  {line}" for line in wrapped[1:])]
     return HELP.format(
         usage=USAGE,
-        recipes="\n".join(f"  {recipe.name:<{name_width}}  {recipe.purpose}" for recipe in found.values()),
+        recipes=_recipes(),
         groups="\n".join(f"  {group:<{name_width}}  {' '.join(members)}" for group, members in groups.items()),
         keys="\n".join(key_lines),
     )
+
+
+def terminal() -> Console:
+    """Where tables go: as wide as the terminal, and 120 columns where there is none."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = 120
+    return console
 
 
 def show_plan(
@@ -91,12 +107,9 @@ def show_plan(
     """Print which weights are used, where the run goes (None: nowhere, it is only shown), and the stages; by a `probe`,
     how long each takes."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
+    console = terminal()
     console.print(f"weights  {checkpoint.label}", soft_wrap=True, markup=False)
     if run is not None:
         console.print(f"run      {run}", soft_wrap=True, markup=False)

@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any
 from runner.desk.faults import Refused
 from runner.desk.job import Job, Member, claim, discard_if_empty, failed_here, follow, member, prepare, try_page
 from runner.desk.launch import RunFailed, launch_in_turn, worker_key
+from runner.desk.needs import short_of_disk
 from runner.desk.report import write
 from runner.desk.report.command import write_sweep
 from runner.desk.report.compare import SWEEP
 from runner.desk.sweep_shown import show_jobs, show_outcome, told, varied
 from runner.durable import write_json
-from runner.status import FINAL, read_status, write_status
+from runner.status import DONE, FAILED, FINAL, REFUSED, read_status, write_status
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-DONE, FAILED, REFUSED = 0, 1, 2  # exit statuses
 ENDED = (*FINAL, "interrupted")  # states of a job that is over
 MADE_BY = "made by job"
 LOOK = 0.5  # seconds between two looks at how far the jobs are
@@ -68,6 +68,9 @@ def run(members: Sequence[Member], command: Sequence[str], elsewhere: Callable[[
         return status
     if not runnable:
         return status
+    jobs = [one.job for one in runnable if one.job]
+    if jobs and (short := short_of_disk((row for job in jobs for row in job.planned), jobs[0].store)):
+        raise Refused([short])
     root = _claim(members, command)
     print(f"sweep    {root}, {len(members)} jobs")
     show_jobs(members, keys)

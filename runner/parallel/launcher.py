@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from runner import lifeline
+from runner.status import FAILED
 
 RANKS = "RUNNER_RANKS"
-FAILED = 1  # exit status
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -71,6 +71,15 @@ def test_what_is_reused_needs_no_space(config, disk):
     assert needs.short_of_disk(plan(config, store, Fingerprints(Path("known.json"))), store) is None
 
 
+def test_jobs_together_need_what_they_do_not_share(config, disk):
+    store, known = Store(Path("outputs/.store")), Fingerprints(Path("known.json"))
+    one, same, other = (plan({**config, "seed": seed}, store, known) for seed in (1, 1, 2))
+    disk(3 * sum(row.disk for row in one if row.disk) // 2)
+    assert needs.short_of_disk([*one, *same], store) is None
+    short = needs.short_of_disk([*one, *other], store)
+    assert short is not None and short.expected.count("dump ") == 1
+
+
 def test_more_of_anything_needs_more(config):
     def of(key: str, value: object) -> tuple[int, int]:
         section, _, name = key.partition(".")
@@ -81,6 +90,7 @@ def test_more_of_anything_needs_more(config):
     small = of("model.num_frames", 9)
     assert of("sampler.num_sampling_steps", 30)[0] > 5 * small[0] / 2 and of("dump.format", "pth")[0] > small[0]
     assert all(large > before for large, before in zip(of("model.height", 512), small, strict=True))
+    assert of("parallel.world_size", 2)[1] == pytest.approx(2 * small[1], abs=2)
     assert of("model.batch_size", 4)[1] > small[1] and of("model.dtype", "fp32")[1] > small[1]
 
 
