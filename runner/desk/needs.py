@@ -13,12 +13,11 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.desk import machine
-from runner.desk.checkpoints import weight_files
+from runner.desk.checkpoints import rules_of, weight_files
 from runner.desk.faults import Fault
 from runner.desk.forwards import forwards, shared
 from runner.desk.wording import plain, size
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from runner.desk.store import Store
 
 Config = Mapping[str, Any]
-WEIGHTS = (".safetensors", ".bin", ".ckpt")
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}  # an element
 BINS = 962  # of a histogram; a test holds the statistics to this number
 HEAD = 180  # bytes of a small safetensors file beside its tensors
@@ -50,8 +49,7 @@ class Needs:
     def shapes(self) -> Shapes | None:
         folder = Path(self.config["model"]["checkpoint"])
         try:
-            rules = import_module(f"runner.model.{self.config['model']['name']}.rules")
-            return rules.shapes(self.config["model"], folder) if folder.is_absolute() else None
+            return rules_of(self.config["model"]).shapes(self.config["model"], folder) if folder.is_absolute() else None
         except (ImportError, AttributeError, OSError, ValueError, TypeError):
             return None  # a model that does not tell; whoever loads a damaged one will say what is wrong with it
 
@@ -102,19 +100,19 @@ class Needs:
         return 2 * HEAD + self.item * math.prod(shapes.latents) + frames * (1 + VIDEO * video)
 
     def _trajectory(self, shapes: Shapes, config: Config) -> float:
-        steps = forwards({**config["sampler"], "guidance_batch": "joint"})
+        steps = _steps(config)
         return steps * (HEAD + 2 * self.item * math.prod(shapes.latents))
 
     def _calls(self, shapes: Shapes, config: Config) -> float:
         """What the transformer got at each step, of both guidance branches, and the text once."""
         branches = 2 if config["sampler"]["guidance_scale"] > 1 else 1
-        steps = forwards({**config["sampler"], "guidance_batch": "joint"})
+        steps = _steps(config)
         text = shapes.text[0] * (8 + self.item * shapes.text[1])
-        return branches * (steps * self.item * math.prod(shapes.latents) + text) + forwards(config["sampler"]) * HEAD
+        return branches * (steps * self.item * math.prod(shapes.latents) + text) + forwards(config) * HEAD
 
     def _statistics(self, shapes: Shapes, config: Config) -> float:
         """Of each input at each step: two extremes, the largest magnitude of each channel, a histogram of int16."""
-        steps = forwards({**config["sampler"], "guidance_batch": "joint"})
+        steps = _steps(config)
         return sum(steps * (8 + 4 * channels + 2 * BINS) + 500 for channels in shapes.inputs)
 
     @cached_property
@@ -146,6 +144,11 @@ class Needs:
                 else:
                     found += self.item * math.prod(shape)
         return found
+
+
+def _steps(config: Config) -> int:
+    """Evaluations of the model in one generation, by whatever number of forwards each."""
+    return forwards({**config, "sampler": {**config["sampler"], "guidance_batch": "joint"}})
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:

