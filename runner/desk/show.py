@@ -80,7 +80,8 @@ def help_text() -> str:
     name_width = max(map(len, groups))
     key_lines = []
     for key, meaning in keys().items():
-        shown = textwrap.shorten(f"{key}={spell(values.get(key))}", 44, placeholder="...")
+        shown = " ".join(f"{key}={spell(values.get(key))}".split())
+        shown = shown if len(shown) <= 44 else f"{shown[:41]}..."
         wrapped = textwrap.wrap(meaning, max(width - 48, 30)) or [""]
         key_lines += [f"  {shown:<44}  {wrapped[0]}", *(f"  {'':<44}  {line}" for line in wrapped[1:])]
     return HELP.format(
