@@ -67,7 +67,7 @@ def test_tab_completion(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["+recipe=osp12_w8a9"], "recipe = 'osp12_w8a9': expected osp12_29x480p_w8a8, "),
+        (["+recipe=osp12_w8a9"], "recipe = 'osp12_w8a9': expected opensora12_extend, "),
         (["recipe=osp12_w8a8"], "use +recipe=osp12_w8a8"),
         (["quant=w8a9"], "quant = 'w8a9': expected none, w8a8; did you mean w8a8?"),
         (["quantt=w8a8"], "quantt: there is no such key; did you mean"),
