@@ -62,8 +62,9 @@ def to_search_cache(config: Config) -> int:
 def shared(prompts: Mapping[str, Sequence[str]], batch: int) -> int:
     """How many references of a dump are clips that it records anyway: of the same prompt and seed, and not made in a
     batch, whose bits may differ."""
-    pairs = zip(prompts.get("calibration", ()), prompts.get("text", ()), strict=False)
-    return sum(recorded == text for recorded, text in pairs) if batch == 1 else 0
+    recorded = prompts.get("calibration", prompts.get("trajectory", ()))
+    pairs = zip(recorded, prompts.get("text", ()), strict=False)
+    return sum(one == other for one, other in pairs) if batch == 1 else 0
 
 
 def to_replay(config: Config) -> int:

@@ -87,12 +87,13 @@ class Needs:
         return int(held + working)
 
     def _dumped(self, shapes: Shapes, config: Config, prompts: Mapping[str, Sequence[str]]) -> float:
-        recorded, verified, text = (prompts.get(role, ()) for role in ("calibration", "verification", "text"))
-        results = len(recorded) + len(verified) + len(text) - shared(prompts, config["model"]["batch_size"])
+        roles = ("calibration", "trajectory", "verification", "text")
+        counts = {role: len(prompts.get(role, ())) for role in roles}
+        results = sum(counts.values()) - shared(prompts, config["model"]["batch_size"])
         found = results * self._result(shapes, True)
-        found += (len(recorded) + len(verified)) * self._trajectory(shapes, config)
+        found += (sum(counts.values()) - counts["text"]) * self._trajectory(shapes, config)
         per_prompt = self._calls(shapes, config) + self._statistics(shapes, config)
-        return found + len(recorded) * per_prompt * (2 if config["dump"]["format"] != "safetensors" else 1)
+        return found + counts["calibration"] * per_prompt * (2 if config["dump"]["format"] != "safetensors" else 1)
 
     def _result(self, shapes: Shapes, video: bool) -> float:
         """Latents, frames and the video of a clip."""
