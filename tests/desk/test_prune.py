@@ -56,14 +56,14 @@ def test_first_it_is_shown_then_deleted(store, capsys):
     assert door(["prune", "outputs"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [line.split()[:4] for line in out[:2]] == [
-        ["artifact", gone.name, "2", "MB"],
+        ["artifact", gone.name, "2.00", "MB"],
         ["draft", draft.name, "500", "B"],
     ]
-    assert out[2] == "2 MB in all; with --yes this is deleted"
+    assert out[2] == "2.00 MB in all; with --yes this is deleted"
     assert gone.is_dir() and draft.is_dir()
 
     assert door(["prune", "outputs", "--yes"]) == 0
-    assert "freed 2 MB" in capsys.readouterr().out
+    assert "freed 2.00 MB" in capsys.readouterr().out
     assert kept.is_dir() and not gone.exists() and not draft.exists()
     left = {path.name for path in store.root.rglob("*") if gone.name in path.name or draft.name in path.name}
     assert left == {f"{gone.name}.json"}, "its measurements"
