@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from runner.cache import rules as cache
 from runner.desk import machine
 from runner.desk.checkpoints import rules_of, weight_files
 from runner.desk.faults import Fault
@@ -93,6 +94,10 @@ class Needs:
         found = results * self._result(shapes, True)
         found += (sum(counts.values()) - counts["text"]) * self._trajectory(shapes, config)
         per_prompt = self._calls(shapes, config) + self._statistics(shapes, config)
+        if cache.searches(config["cache"]):  # how each pair of boundaries between blocks moved, branch by branch
+            branches = 2 if config["sampler"]["guidance_scale"] > 1 else 1
+            grams = config["recording"]["lags"] * (branches * (shapes.blocks + 1)) ** 2
+            found += counts["calibration"] * _steps(config) * (HEAD + 4 * grams)
         return found + counts["calibration"] * per_prompt * (2 if config["dump"]["format"] != "safetensors" else 1)
 
     def _result(self, shapes: Shapes, video: bool) -> float:

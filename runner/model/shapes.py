@@ -12,6 +12,7 @@ class Shapes:
     frames: tuple[int, int, int]  # [T, H, W] of the clip
     latents: tuple[int, ...]  # of the clip, [C, t, h, w]
     text: tuple[int, int]  # tokens and channels of an encoded prompt
+    blocks: int  # of the transformer
     inputs: tuple[int, ...]  # channels of each distinct input of a linear, of which dump keeps statistics
     forward: int  # elements that are there at once in a forward of one clip, at most
     decode: int  # the same in decoding it

@@ -119,6 +119,7 @@ def shapes(model: Mapping[str, Any], folder: Path) -> Shapes:
         frames=(frames, height, width),
         latents=latents,
         text=(model["max_sequence_length"], caption),
+        blocks=transformer["num_layers"],
         inputs=inputs,
         forward=tokens * dim * 12,  # the residual, its normed twin, the feed-forward before and after its activation
         # Around the last change of resolution; what convolutions copy, as measured on a CPU; and the video itself.
