@@ -129,7 +129,7 @@ def _run_batch(
             [p.seed for p in batch],
             context.hardware,
             on_step,
-            steps,
+            steps=steps,
         )
     clock.add(generation, len(batch))
     if record:
