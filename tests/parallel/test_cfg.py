@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import queue
 import threading
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -92,7 +93,7 @@ def ranks(monkeypatch):
     lines = (queue.Queue(), queue.Queue())  # to rank 0, to rank 1
 
     def receive(source):
-        return pickle.loads(lines[1 - source].get(timeout=20))
+        return pickle.loads(lines[1 - source].get(timeout=200))
 
     monkeypatch.setattr(mesh, "size", lambda: 2)
     monkeypatch.setattr(mesh, "send", lambda message, to: lines[to].put(pickle.dumps(message)))
@@ -101,7 +102,7 @@ def ranks(monkeypatch):
     server.start()
     yield
     cfg.dismiss()
-    server.join(20)
+    server.join(200)
     assert not server.is_alive() and lines[0].empty(), "an answer is left that nobody took"
 
 
@@ -207,3 +208,55 @@ def test_one_process_has_no_twin():
     ours = cfg.twinned(make, 3)
     assert len(made) == 1
     assert torch.equal(pipeline(ours)(), pipeline(make(3))())
+
+
+def osp12(folder):
+    from runner.model.osp12 import OSP12Transformer
+
+    return OSP12Transformer.from_pretrained(folder / "dit_a/model_ema")
+
+
+def osp12_pipeline(folder, transformer):
+    from runner.model.osp12 import OSP12VAE, OSP12Pipeline
+    from runner.sampler import make_scheduler
+
+    vae = OSP12VAE.from_pretrained(folder / "vae_a/vae")
+    scheduler = make_scheduler("EulerAncestralDiscrete")
+    text = {"prompt_embeds": torch.ones(1, 8, transformer.config.caption_channels)}
+    text["prompt_attention_mask"] = torch.ones(1, 8, dtype=torch.long)
+    negative = {f"negative_{name}": tensor / 2 for name, tensor in text.items()}
+    return OSP12Pipeline(vae, None, None, transformer, scheduler), text | negative
+
+
+def opensora12(folder):
+    from runner.model.opensora12 import OpenSora12Transformer
+
+    return OpenSora12Transformer.from_pretrained(folder / "stdit3")
+
+
+def opensora12_pipeline(folder, transformer):
+    from runner.model.opensora12 import OpenSora12Pipeline, OpenSora12VAE, RFlowScheduler
+
+    vae = OpenSora12VAE.from_pretrained(folder / "vae3d")
+    width = transformer.config.caption_channels
+    text = {"prompt_embeds": torch.ones(1, 4, width), "prompt_attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    return OpenSora12Pipeline(vae, None, None, transformer, RFlowScheduler()), text
+
+
+@pytest.mark.parametrize(("load", "around"), [(osp12, osp12_pipeline), (opensora12, opensora12_pipeline)])
+def test_our_pipelines_are_split(ranks, caplog, load, around):
+    folder = Path(__file__).parents[1] / "data" / load.__name__
+
+    def latents(transformer):
+        pipeline, text = around(folder, transformer)
+        pipeline.set_progress_bar_config(disable=True)
+        size = {"num_frames": 5, "height": 32, "width": 32, "num_inference_steps": 3, "guidance_scale": 4.0}
+        generator = torch.Generator().manual_seed(1)
+        with torch.inference_mode(), cfg.split(pipeline.transformer):
+            return pipeline(**size, **text, generator=generator, guidance_batch="separate", output_type="latent").frames
+
+    alone = latents(load(folder))
+    with caplog.at_level("INFO"):
+        together = latents(cfg.twinned(load, folder))
+    assert torch.equal(together, alone) and alone.isfinite().all()
+    assert f"one branch of guidance is computed on rank {cfg.SERVER}" in caplog.text
