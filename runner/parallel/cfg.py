@@ -74,14 +74,14 @@ def split(transformer: nn.Module) -> Iterator[None]:
     """While active, the calls of `transformer` come in pairs, and the first of each pair is computed on rank 1.
 
     The first call of a pair returns a tensor of NaN that is filled when the second returns: not to be read between.
-    Without a twin, and under hooks that want both branches, nothing is split. Raises RankFailed with what failed there,
-    PeerLost if rank 1 is gone.
+    Without a twin, and under hooks that want both branches or that answer in the transformer's place, nothing is split.
+    Raises RankFailed with what failed there, PeerLost if rank 1 is gone.
     """
     twin = _twins.get(transformer)
     if twin is None:
         yield
         return
-    if _inner_hooks(transformer) > twin.known_hooks:
+    if _inner_hooks(transformer) > twin.known_hooks or "forward" in vars(transformer):
         log.info("both branches of guidance are computed on rank 0: something here must see both")
         yield
         return

@@ -158,6 +158,19 @@ def test_hooks_that_want_both_branches_get_them(ranks):
     assert len(seen) == 6, "content is only who says so, while it is there"
 
 
+def test_who_answers_in_the_place_of_the_transformer_gets_every_call(ranks):
+    ours = cfg.twinned(make, 3)
+    answered = []
+
+    def forward(**call):
+        answered.append(call)
+        return Toy.forward(ours, **call)
+
+    ours.forward = forward
+    assert torch.equal(pipeline(ours)(), pipeline(make(3))())
+    assert len(answered) == 6 and ours.forward is forward
+
+
 class Watching:
     def __init__(self, module, seen):
         self.module, self.seen = module, seen
