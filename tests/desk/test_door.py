@@ -17,6 +17,7 @@ from runner.desk.schema import keys
 from runner.desk.store import Store
 
 ROOT = Path(__file__).parents[2]
+LONGEST = 2.5  # seconds of processor time; torch and diffusers alone take more
 
 
 def runs() -> list[Path]:
@@ -242,7 +243,8 @@ def test_the_desk_imports_no_torch(tiny_checkpoint):
 
 
 def spent(*arguments: str, status: int = 0) -> float:
-    """Seconds of processor time that an answer takes: a busy machine passes, and an import of torch does not."""
+    """Seconds of processor time that an answer takes: a busy machine passes, and an import of torch does not. (What a
+    user waits for is held by benchmarks/bench_desk.py.)"""
     before = os.times()
     command = [sys.executable, "-m", "runner", *arguments]
     done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
@@ -253,9 +255,9 @@ def spent(*arguments: str, status: int = 0) -> float:
 
 def test_answers_come_at_once(at):
     for arguments in ([], ["--help"], ["schema"], ["+recipe=osp12_w8a8", at, "show=plan"]):
-        assert spent(*arguments) < 1.5, arguments
+        assert spent(*arguments) < LONGEST, arguments
     wrong = ["+recipe=osp12_w8a8", at, "model.num_frames=2", "model.dtype=bf61", "prompts.text=nowhere.txt"]
-    assert spent(*wrong, status=2) < 1.5
+    assert spent(*wrong, status=2) < LONGEST
 
 
 def test_a_plan_on_known_weights_of_17_gb_comes_at_once(tiny_checkpoint, tmp_path):
@@ -269,4 +271,4 @@ def test_a_plan_on_known_weights_of_17_gb_comes_at_once(tiny_checkpoint, tmp_pat
     Path("outputs/.store").mkdir(parents=True)
     known = {str(weights): [state.st_size, state.st_mtime_ns, state.st_ino, "9" * 64]}
     Path("outputs/.store/fingerprints.json").write_text(json.dumps(known))
-    assert spent("+recipe=osp12_w8a8", f"model.checkpoint={weights.parent}", "show=plan") < 1.5
+    assert spent("+recipe=osp12_w8a8", f"model.checkpoint={weights.parent}", "show=plan") < LONGEST
