@@ -116,7 +116,9 @@ class Trials:
                 Replay(self.pipeline, steps, case.predictions, replayed) as replay,
                 Reuse(self.pipeline.transformer, steps, policy),
             ):
-                done = generate(self.pipeline, self.config, [case.prompt], [case.seed], self.hardware, decode=decode)
+                done = generate(
+                    self.pipeline, self.config, [case.prompt], [case.seed], self.hardware, decode=decode, steps=steps
+                )
         trial.latents, trial.frames, trial.forwards = done.latents, done.frames, replay.forwards
         trial.seconds = times.seconds(computed_from + 1)
         self.forwards += trial.forwards
