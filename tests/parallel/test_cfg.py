@@ -48,9 +48,10 @@ made: list[Toy] = []  # by whichever rank
 class Scheduler:
     def __init__(self):
         self.timesteps = torch.tensor([900.0, 500.0, 100.0])
+        self.config = SimpleNamespace(num_train_timesteps=1000)
 
-    def step(self, output, timestep, sample):
-        return sample - 0.1 * output
+    def step(self, model_output, timestep, sample):
+        return (sample - 0.1 * model_output,)
 
 
 class Pipeline(SimpleNamespace):
@@ -73,7 +74,7 @@ class Pipeline(SimpleNamespace):
                     )
                 unconditional, conditional = torch.cat(predictions).chunk(2)
                 guided = unconditional + 4 * (conditional - unconditional)
-                latents = self.scheduler.step(guided, t, latents)
+                latents = self.scheduler.step(guided, t, latents)[0]
         return latents
 
 
