@@ -40,7 +40,7 @@ class Generation:
 
 def forwards(pipeline: Any, num_sampling_steps: int) -> int:
     """How many times the solver evaluates the model in one generation (Heun's and PNDM's more often than steps)."""
-    shifted = {"mu": 0.0} if pipeline.scheduler.config.get("use_dynamic_shifting") else {}  # which changes no number
+    shifted = {"mu": 1.0} if pipeline.scheduler.config.get("use_dynamic_shifting") else {}  # which changes no number
     pipeline.scheduler.set_timesteps(num_sampling_steps, **shifted)
     return len(pipeline.scheduler.timesteps)
 
@@ -100,9 +100,8 @@ def generate(
         )
     if timesteps is None and sampler["schedule"] is not None:
         timesteps = schedules.timesteps(Path(sampler["schedule"]))
-    if timesteps is not None:
-        if "timesteps" not in known:
-            raise ValueError(f"{type(pipeline).__name__} takes no timesteps, so no schedule")
+    ours = "guidance_batch" in known  # a pipeline of this project: its call takes the timesteps itself
+    if timesteps is not None and ours:
         arguments["timesteps"] = timesteps
     if latents is not None:  # the pipeline scales what it is given
         pipeline.scheduler.set_timesteps(timesteps=timesteps)
@@ -115,6 +114,7 @@ def generate(
     with (
         torch.inference_mode(),
         cfg.split(pipeline.transformer),
+        schedules.taken(pipeline.scheduler, None if ours else timesteps),
         nullcontext(steps) if steps is not None else Steps(pipeline) as steps,
     ):
         steps.after.append(end_of_step)

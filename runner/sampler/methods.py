@@ -15,4 +15,6 @@ SAMPLE_METHODS = (
 # One evaluation a step, at exactly the timesteps that are given: these follow a schedule, and these are searched for.
 # RFLOW is Open-Sora 1.2's own.
 SCHEDULED = ("EulerAncestralDiscrete", "EulerDiscrete", "DDIM", "DPMSolverMultistep", "RFLOW")
+# These follow a schedule that is given, too; a search for one is made for those above.
+FOLLOWING = (*SCHEDULED, "FlowMatchEulerDiscrete", "UniPCMultistep")
 NOISY = ("DDPM", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete")  # those that draw noise at every step

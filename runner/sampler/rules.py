@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import schedules
-from .methods import NOISY, SCHEDULED
+from .methods import FOLLOWING, NOISY, SCHEDULED
 
 
 def faults(sampler: dict[str, Any], steps_given: bool) -> Iterator[tuple[str, str, Any]]:
@@ -22,8 +22,8 @@ def faults(sampler: dict[str, Any], steps_given: bool) -> Iterator[tuple[str, st
         yield "noise", f"{method} draws noise that follows no path; expected draws, or one of {choices}", "path"
     if file is None:
         return
-    if method not in SCHEDULED:
-        yield "schedule", f"{method} takes no schedule; expected one of {choices}", file
+    if method not in FOLLOWING:
+        yield "schedule", f"{method} takes no schedule; expected one of {', '.join(FOLLOWING)}", file
         return
     try:
         steps = len(schedules.read(Path(file)))
@@ -58,7 +58,8 @@ def search_faults(
             yield "save_dir", "no schedule is searched that could be put there (sampler.search)", sampler["save_dir"]
         return
     if method not in SCHEDULED:
-        yield "search", f"{method} takes no schedule; expected one of {', '.join(SCHEDULED)}", search
+        why = f"none is searched for {method} yet" if method in FOLLOWING else f"{method} takes no schedule"
+        yield "search", f"{why}; expected one of {', '.join(SCHEDULED)}", search
         return
     if sampler["schedule"] is not None:
         yield "schedule", "a schedule is given or searched, not both", sampler["schedule"]

@@ -5,10 +5,14 @@ The file holds exactly what the transformer gets; a solver takes it from the las
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 NAME = "searched_schedule.txt"
 TRAINED_STEPS = 1000  # a timestep of 1000 stands as 1.0 in the file
@@ -44,6 +48,27 @@ def write(timesteps: Sequence[float], file: Path) -> None:
 def timesteps(file: Path) -> list[float]:
     """The timesteps (of 1000) that a schedule file names, descending, as a solver takes them."""
     return [entry * TRAINED_STEPS for entry in reversed(read(file))]
+
+
+@contextmanager
+def taken(scheduler: Any, timesteps: Sequence[float] | None) -> Iterator[None]:
+    """While active the scheduler takes these timesteps, whatever its pipeline asks of it: some pipelines have no word
+    for timesteps, others a schedule of sigmas of their own. None changes nothing."""
+    if timesteps is None:
+        yield
+        return
+    original = scheduler.set_timesteps
+
+    @functools.wraps(original)  # pipelines ask for its signature
+    def take(*args: Any, **kwargs: Any) -> None:
+        asked = inspect.signature(original).bind(*args, **kwargs).arguments
+        original(timesteps=timesteps, device=asked.get("device"))
+
+    scheduler.set_timesteps = take
+    try:
+        yield
+    finally:
+        del scheduler.set_timesteps
 
 
 def _kind(value: object) -> str:

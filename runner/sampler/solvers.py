@@ -21,6 +21,8 @@ from diffusers.schedulers.scheduling_euler_ancestral_discrete import (
     EulerAncestralDiscreteSchedulerOutput,
 )
 from diffusers.schedulers.scheduling_euler_discrete import EulerDiscreteScheduler
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+from diffusers.schedulers.scheduling_unipc_multistep import UniPCMultistepScheduler
 from diffusers.schedulers.scheduling_utils import SchedulerMixin  # noqa: F401  DiffusionPipeline.from_pretrained asks here
 from torch import Tensor
 
@@ -41,7 +43,7 @@ def _descending(timesteps: Sequence[float]) -> np.ndarray:
 
 
 class _Exact:
-    """What the four have in common: `timesteps=` beside `num_inference_steps=`."""
+    """What all but the last have in common: `timesteps=` beside `num_inference_steps=`."""
 
     def set_timesteps(
         self,
@@ -60,7 +62,11 @@ class _Exact:
             self._take(exact, device)
 
     def _take(self, timesteps: np.ndarray, device: str | torch.device | None) -> None:
-        sigmas = np.append(sigmas_at(self.alphas_cumprod, timesteps), np.float32(0))
+        if self.config.get("use_flow_sigmas"):  # a flow's noise is its share of the schedule, and never all
+            sigmas = np.minimum(timesteps / self.config.num_train_timesteps, 1 - 1e-6).astype(np.float32)
+        else:
+            sigmas = sigmas_at(self.alphas_cumprod, timesteps)
+        sigmas = np.append(sigmas, np.float32(0))
         self.sigmas = torch.from_numpy(sigmas)  # stays on the host
         self.timesteps = torch.from_numpy(timesteps).to(device=device)
 
@@ -172,14 +178,47 @@ class DPMSolverMultistep(_Exact, DPMSolverMultistepScheduler):
     """DPM-Solver++(2M) (arXiv 2211.01095, algorithm 2)."""
 
 
+class UniPCMultistep(_Exact, UniPCMultistepScheduler):
+    """UniPC (arXiv 2302.04867)."""
+
+
+class FlowMatchEulerDiscrete(FlowMatchEulerDiscreteScheduler):
+    """Euler's method for flow matching (arXiv 2403.03206): a sigma is the share of noise, timestep / 1000."""
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: list[float] | None = None,
+        mu: float | None = None,
+        timesteps: Sequence[float] | None = None,
+    ) -> None:
+        """As the original; or exactly these timesteps, descending, which nothing shifts."""
+        if timesteps is None:
+            super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu)
+            return
+        exact = torch.from_numpy(_descending(timesteps))
+        super().set_timesteps(len(exact), device=device, mu=1.0 if self.config.use_dynamic_shifting else None)
+        self.timesteps = exact.to(device=device)
+        shares = exact / self.config.num_train_timesteps
+        self.sigmas = torch.cat([shares, torch.zeros(1)]).to(device=device)
+
+
 EXACT = {
     original: kind
-    for kind in (EulerAncestralDiscrete, EulerDiscrete, DDIM, DPMSolverMultistep)
-    for original in (kind.__mro__[2], kind)
+    for kind in (
+        EulerAncestralDiscrete,
+        EulerDiscrete,
+        DDIM,
+        DPMSolverMultistep,
+        UniPCMultistep,
+        FlowMatchEulerDiscrete,
+    )
+    for original in (kind.__bases__[-1], kind)
 }
 
 
 def exact(scheduler: Any) -> Any:
-    """The exact form of one of diffusers' four (with its configuration); any other scheduler as it is."""
+    """The exact form of one of diffusers' six (with its configuration); any other scheduler as it is."""
     kind = EXACT.get(type(scheduler))
     return scheduler if kind is None else kind.from_config(scheduler.config)

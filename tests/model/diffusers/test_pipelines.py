@@ -15,10 +15,13 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from runner.bench import Bench
+from runner.generation import generate
+from runner.hardware import open_device
 from runner.model import blocks, load_transformer, skeleton
 from runner.quant import export
 from runner.quant.linear import W8A8Linear
 from runner.recording import Recording
+from runner.sampler.methods import FOLLOWING
 
 STEPS = 3
 BLOCKS = {
@@ -128,6 +131,31 @@ def test_blocks_are_found_in_the_order_in_which_they_run(ran):
     for hook in hooks:
         hook.remove()
     assert seen == names
+
+
+def test_a_schedule_is_taken_exactly_and_leaves_no_trace(ran, tmp_path):
+    """Steps itself compares what the transformer gets with the schedule, at every call."""
+    pipeline, config = ran.bench._pipeline, ran.config
+    if ran.name == "cogvideox":
+        assert config["sampler"]["sample_method"] not in FOLLOWING  # the desk refuses a schedule
+        return
+
+    def latents(timesteps=None):
+        seed = config["seed"]
+        made = generate(pipeline, config, ["a red boat"], [seed], open_device("cpu"), decode=False, timesteps=timesteps)
+        assert made.frames.numel() == 0
+        return made.latents
+
+    plain = latents()
+    own = [float(t) for t in pipeline.scheduler.timesteps]
+    assert len(own) == STEPS
+    if config["sampler"]["sample_method"] == "FlowMatchEulerDiscrete":
+        again = latents(own)
+        assert float((again - plain).float().norm() / plain.float().norm()) < 0.01  # a share is rounded once more
+    chosen = [own[0], 0.3 * own[0]]
+    assert not torch.equal(latents(chosen), plain)
+    assert torch.allclose(pipeline.scheduler.timesteps.double(), torch.tensor(chosen, dtype=torch.float64))
+    assert torch.equal(latents(), plain)
 
 
 def test_an_export_and_a_skeleton_are_the_model_without_its_float_weights(ran):
