@@ -30,20 +30,35 @@ FAMILIES: dict[str, Family] = {
     "EulerDiscrete": "euler",
     "DDIM": "euler",
     "DPMSolverMultistep": "multistep",
+    "RFLOW": "euler",
+}
+# How a solver keeps x0 + sigma noise: as it stands, times 1 / sqrt(1 + sigma^2), or times 1 / (1 + sigma), which is
+# (1 - t) x0 + t noise with sigma = t / (1 - t).
+Space = Literal["exploding", "preserving", "flow"]
+SPACES: dict[str, Space] = {
+    "EulerAncestralDiscrete": "exploding",
+    "EulerDiscrete": "exploding",
+    "DDIM": "preserving",
+    "DPMSolverMultistep": "preserving",
+    "RFLOW": "flow",
 }
 
 
-def is_preserving(method: str) -> bool:
-    """Whether its latents are alpha (x0 + sigma noise), a variance preserving process; else x0 + sigma noise."""
-    return method not in ("EulerDiscrete", "EulerAncestralDiscrete")
+def scale(space: Space, sigma: float) -> float:
+    """Latents per x0 + sigma noise; sigma may be infinite, where there is no x0 in a flow."""
+    return {"exploding": 1.0, "preserving": (1 + sigma**2) ** -0.5, "flow": 1 / (1 + sigma)}[space]
 
 
-def x0_of(latents: Tensor, prediction: Tensor, sigma: float, kind: str, preserving: bool) -> Tensor:
-    """The x0 that a prediction stands for (`kind`: epsilon, v_prediction or sample), float32.
+def x0_of(latents: Tensor, prediction: Tensor, sigma: float, kind: str, space: Space) -> Tensor:
+    """The x0 that a prediction stands for, float32.
 
-    `preserving`: see is_preserving. Raises ValueError on another kind.
+    `kind`: epsilon, v_prediction or sample, as diffusers call them; or velocity, which is data minus noise.
+    Raises ValueError on another kind.
     """
-    state, model = latents.float() * ((1 + sigma**2) ** 0.5 if preserving else 1.0), prediction.float()
+    model = prediction.float()
+    if kind == "velocity":
+        return latents.float() + (1 - scale("flow", sigma)) * model
+    state = latents.float() / scale(space, sigma)
     if kind == "epsilon":
         return state - sigma * model
     if kind == "v_prediction":
@@ -65,7 +80,7 @@ def gram(predictions: Tensor, columns: int = 1 << 16) -> Tensor:
 class Jumps:
     """A recording as the search sees it.
 
-    sigmas: noise levels of its N nodes, descending, positive; the end of a run is node N, at level 0.
+    sigmas: noise levels of its N nodes, descending, positive, the first perhaps infinite; the end is node N, at 0.
     products: Gram matrix [N, N] of the x0 predictions, relative to the squared norm of the result, mean over prompts.
     gains: how much of an error at node j is left in the result, [N + 1]; the last is 1.
     """

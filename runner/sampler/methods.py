@@ -17,4 +17,5 @@ SAMPLE_METHODS = (
 SCHEDULED = ("EulerAncestralDiscrete", "EulerDiscrete", "DDIM", "DPMSolverMultistep", "RFLOW")
 # These follow a schedule that is given, too; a search for one is made for those above.
 FOLLOWING = (*SCHEDULED, "FlowMatchEulerDiscrete", "UniPCMultistep")
+FLOWS = ("RFLOW",)  # from pure noise to data: no timestep is 0, and the first is noise alone
 NOISY = ("DDPM", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete")  # those that draw noise at every step

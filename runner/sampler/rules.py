@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import schedules
-from .methods import FOLLOWING, NOISY, SCHEDULED
+from .methods import FLOWS, FOLLOWING, NOISY, SCHEDULED
 
 
 def faults(sampler: dict[str, Any], steps_given: bool) -> Iterator[tuple[str, str, Any]]:
@@ -33,6 +33,8 @@ def faults(sampler: dict[str, Any], steps_given: bool) -> Iterator[tuple[str, st
     except ValueError as error:
         yield "schedule", str(error), file
         return
+    if method in FLOWS and schedules.read(Path(file))[0] == 0:
+        yield "schedule", f"entry 0 is 0.0, where {method} has nothing left to do", file
     given = sampler["num_sampling_steps"]
     if steps_given and given != steps:
         yield "num_sampling_steps", f"expected {steps}, the entries of sampler.schedule", given
@@ -63,6 +65,9 @@ def search_faults(
         return
     if sampler["schedule"] is not None:
         yield "schedule", "a schedule is given or searched, not both", sampler["schedule"]
+    if search == "ays" and method in FLOWS:
+        yield "search", f"Align Your Steps is of noise levels that are finite, and {method} begins without data", search
+        return
     if search == "ays":
         folder = sampler["videos_path"]
         if folder is not None and not videos(Path(folder)):

@@ -11,22 +11,33 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from . import probes
 from .dynamic import exchange, shortest
-from .jumps import FAMILIES, Family, Jumps, gram, is_preserving, x0_of
+from .jumps import FAMILIES, SPACES, Family, Jumps, Space, gram, scale, x0_of
+from .schedules import TRAINED_STEPS
 from .solvers import sigmas_at
+
+DOUBT = 2.0  # times the least error of those tried
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A run of the solver: its timesteps, the latents before each step as the scheduler keeps them, and the result."""
+
+    timesteps: list[float]
+    states: list[Tensor]
+    result: Tensor
 
 
 class Walk(Protocol):
-    """Runs the solver on one recorded prompt over `timesteps`, from its own noise or from `latents` at the first one
-    ([1,C,T,H,W], as the scheduler keeps them): the latents before each step, and the result."""
+    """Runs the solver on one recorded prompt over `timesteps` (None: its own), from the prompt's noise or from
+    `latents` [1,C,T,H,W] at the first one."""
 
-    def __call__(
-        self, prompt: int, timesteps: Sequence[float], latents: Tensor | None = None
-    ) -> tuple[list[Tensor], Tensor]: ...
+    def __call__(self, prompt: int, timesteps: Sequence[float] | None, latents: Tensor | None = None) -> Walked: ...
 
 
 @dataclass(frozen=True)
@@ -38,23 +49,22 @@ class Recorded:
 
 
 class Trajectories:
-    """Recorded runs of one solver over the same nodes.
-
-    timesteps, sigmas: of the N nodes, descending. `preserving`: latents are those of a variance preserving process,
-    alpha (x0 + sigma noise), else x0 + sigma noise.
-    """
+    """Recorded runs of one solver over the same nodes: `timesteps` [N], descending."""
 
     def __init__(self, method: str, scheduler: Any) -> None:
+        if method not in FAMILIES:
+            raise ValueError(f"no schedule can be searched for {method}; only for one of {', '.join(FAMILIES)}")
         self.family: Family = FAMILIES[method]
-        self.preserving = is_preserving(method)
+        self.space: Space = SPACES[method]
         self.scheduler = scheduler
         self.timesteps: list[float] = []
         self.runs: list[Recorded] = []
 
     @property
     def sigmas(self) -> list[float]:
-        import numpy as np
-
+        """Noise levels of the nodes, of x0 + sigma noise."""
+        if self.space == "flow":
+            return [t / (TRAINED_STEPS - t) if t < TRAINED_STEPS else math.inf for t in self.timesteps]
         return [float(s) for s in sigmas_at(self.scheduler.alphas_cumprod, np.array(self.timesteps, np.float32))]
 
     def add(self, steps: Iterable[Any], final: Tensor) -> None:
@@ -64,9 +74,9 @@ class Trajectories:
         if self.runs and timesteps != self.timesteps:
             raise ValueError("the recorded prompts do not have the same timesteps")
         self.timesteps = timesteps
-        kind = self.scheduler.config.prediction_type
+        kind = "velocity" if self.space == "flow" else self.scheduler.config.prediction_type
         predictions = [
-            x0_of(step.latents, step.prediction, sigma, kind, self.preserving).flatten()
+            x0_of(step.latents, step.prediction, sigma, kind, self.space).flatten()
             for step, sigma in zip(taken, self.sigmas, strict=True)
         ]
         self.runs.append(Recorded(torch.stack(predictions), float(final.double().norm())))
@@ -81,7 +91,7 @@ class Trajectories:
 
     def scale(self, node: int) -> float:
         """Latents per x0 + sigma noise at a node."""
-        return (1 + self.sigmas[node] ** 2) ** -0.5 if self.preserving else 1.0
+        return scale(self.space, self.sigmas[node])
 
 
 @dataclass(frozen=True)
@@ -101,19 +111,19 @@ def measure_gains(runs: Trajectories, walk: Walk) -> list[Gain]:
     Each is the error of a jump over the coarse run's last step, taken from the recording, so that it points where real
     ones do."""
     jumps, nodes = runs.jumps(), probes.coarse(len(runs.timesteps))
-    plain: dict[int, tuple[list[Tensor], Tensor]] = {}
+    plain: dict[int, Walked] = {}
     found = []
     for number, place in enumerate(probes.places(len(runs.timesteps))):
         prompt, node = number % len(runs.runs), nodes[place]
         timesteps = [runs.timesteps[n] for n in nodes]
         if prompt not in plain:
             plain[prompt] = walk(prompt, timesteps)
-        states, result = plain[prompt]
+        state, result = plain[prompt].states[place], plain[prompt].result
         weights = jumps.weights(nodes[place - 1], node, None).float()
         error = runs.scale(node) * (weights @ runs.runs[prompt].predictions).reshape(runs.shape)
-        disturbed, other = walk(prompt, timesteps[place:], states[place].float() + error.to(states[place].device))
-        added = (disturbed[0].double() - states[place].double()).norm() / runs.scale(node)  # after rounding
-        left = (other.double() - result.double()).norm()
+        other = walk(prompt, timesteps[place:], state.float() + error.to(state.device))
+        added = (other.states[0].double() - state.double()).norm() / runs.scale(node)  # after rounding
+        left = (other.result.double() - result.double()).norm()
         norm = runs.runs[prompt].norm
         found.append(Gain(node, prompt, float(added / norm), float(left / added)))
     return found
@@ -135,20 +145,27 @@ def gains_of_all(measured: Sequence[Gain], steps: int) -> list[float]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A schedule: how it was found, its timesteps (descending), and its error as predicted (None: it has nodes that
-    were not recorded)."""
+    """A schedule: how it was found, its timesteps (descending), and its error as predicted, where it was."""
 
     name: str
     timesteps: list[float]
-    predicted: float | None
+    predicted: float | None = None
 
 
-def candidates(runs: Trajectories, gains: Sequence[float], count: int, uniform: Sequence[float]) -> list[Candidate]:
-    """At most `probes.TRIED` different schedules of `count` steps: the best on paper, and the solver's own."""
+def choose(errors: Sequence[float]) -> int:
+    """Which of the schedules that were tried is the answer, by their errors; the best on paper comes first.
+
+    On one clip an error varies several-fold, because where a run turns another way is luck, and the paper speaks for
+    more than one: its order holds but for a schedule that is more than DOUBT times as far off as the closest.
+    """
+    return next(place for place, error in enumerate(errors) if error <= DOUBT * min(errors))
+
+
+def candidates(runs: Trajectories, gains: Sequence[float], count: int) -> list[Candidate]:
+    """At most one less than `probes.TRIED` different schedules of `count` steps, the best on paper first."""
     jumps = runs.jumps(gains)
     independent, alike = shortest(jumps, count, 2), shortest(jumps, count, 1)
     together = exchange(jumps, min(independent, alike, key=jumps.damage))
     names = {tuple(independent): "errors are independent", tuple(together): "errors as they point"}
     ranked = sorted(names, key=jumps.damage)[: probes.TRIED - 1]
-    chosen = [Candidate(names[n], [runs.timesteps[i] for i in n], jumps.damage(n)) for n in ranked]
-    return [*chosen, Candidate("uniform", list(uniform), None)]
+    return [Candidate(names[n], [runs.timesteps[i] for i in n], jumps.damage(n)) for n in ranked]

@@ -1,7 +1,7 @@
 """search-schedule: the K timesteps that keep closest to a recorded run of N steps, or Align Your Steps'.
 
 In a recording, what is best on paper is tried on a prompt that dump recorded for this, with noise of its own, beside
-the solver's own timesteps; the one that comes out closest is written. search.json says what was found on the way.
+the solver's own timesteps, and written unless it fails there. search.json says what was found on the way.
 """
 
 from __future__ import annotations
@@ -22,9 +22,18 @@ from runner.media import read_clip
 from runner.metrics.video import relative_error
 from runner.recording import Recording, Steps
 from runner.sampler import ays, probes, schedules
-from runner.sampler.jumps import is_preserving
+from runner.sampler.jumps import SPACES, scale
 from runner.sampler.rules import videos
-from runner.sampler.search import Trajectories, Walk, candidates, gains_of_all, measure_gains
+from runner.sampler.search import (
+    Candidate,
+    Trajectories,
+    Walk,
+    Walked,
+    candidates,
+    choose,
+    gains_of_all,
+    measure_gains,
+)
 
 RESULT = "search.json"
 
@@ -33,7 +42,7 @@ def run(context: Context, draft: Path) -> None:
     pipeline, search = context.pipeline(), context.config["sampler"]["search"]
     with counted(pipeline.transformer) as forwards:
         found = {"recording": in_recording, "ays": aligned}[search](context, pipeline)
-    chosen = min(found["tried"], key=lambda tried: tried["error"] or 0.0)
+    chosen = found["tried"][choose([tried["error"] or 0.0 for tried in found["tried"]])]
     schedules.write(chosen["timesteps"], draft / schedules.NAME)
     found |= {"chosen": chosen["name"], "forwards": forwards()}
     (draft / RESULT).write_text(json.dumps(found, indent=2))
@@ -49,7 +58,6 @@ def in_recording(context: Context, pipeline: Any) -> dict[str, Any]:
     for part in recording.parts("trajectory"):
         runs.add(recording.trajectory(part), recording.final(part))
     evaluations = probes.evaluations(len(runs.timesteps), len(entries)) + probes.TRIED * steps
-    uniform = own_timesteps(pipeline, steps)
     with context.progress(evaluations) as ticker:
         with first_order(pipeline):
             measured = measure_gains(runs, walker(context, pipeline, entries, ticker.advance))
@@ -58,15 +66,16 @@ def in_recording(context: Context, pipeline: Any) -> dict[str, Any]:
             walker(context, pipeline, [verified], ticker.advance),
             recording.final(recording.folder / verified["folder"]),
         )
-        tried = [
-            {**asdict(candidate), "error": relative_error(walk(0, candidate.timesteps)[1], wanted)}
-            for candidate in candidates(runs, gains, steps, uniform)
-        ]
+        own = walk(0, None)
+        errors = {"uniform": relative_error(own.result, wanted)}
+        found = candidates(runs, gains, steps)
+        errors |= {each.name: relative_error(walk(0, each.timesteps).result, wanted) for each in found}
+        tried = [{**asdict(each), "error": errors[each.name]} for each in [*found, Candidate("uniform", own.timesteps)]]
     return {
         "search": "recording",
         "recorded": {"timesteps": runs.timesteps, "gains": gains, "prompts": len(entries)},
         "perturbed": [asdict(gain) for gain in measured],
-        "uniform": uniform,
+        "uniform": own.timesteps,
         "tried": tried,
     }
 
@@ -77,12 +86,11 @@ def aligned(context: Context, pipeline: Any) -> dict[str, Any]:
     uniform = own_timesteps(pipeline, sampler["num_sampling_steps"])
     alphas = pipeline.scheduler.alphas_cumprod.double()
     levels = ays.Levels(((1 - alphas) / alphas).sqrt().numpy())
-    preserving = is_preserving(sampler["sample_method"])
+    space = SPACES[sampler["sample_method"]]
     config, entries, clean = clean_latents(context, pipeline)
 
     def denoise(number: int, state: Tensor, sigma: float, timestep: float) -> Tensor:
         """A solver that steps from here to the end of the process arrives at what the model takes for x0."""
-        latents = state * (1 + sigma**2) ** -0.5 if preserving else state
         entry = entries[number]
         result = generate(
             pipeline,
@@ -92,7 +100,7 @@ def aligned(context: Context, pipeline: Any) -> dict[str, Any]:
             context.hardware,
             decode=False,
             timesteps=[timestep],
-            latents=latents,
+            latents=state * scale(space, sigma),
         )
         return result.latents
 
@@ -134,11 +142,17 @@ def own_timesteps(pipeline: Any, steps: int) -> list[float]:
 def walker(context: Context, pipeline: Any, entries: Sequence[Mapping[str, Any]], on_step: Callable[[], None]) -> Walk:
     """Runs over given timesteps, each of one of these recorded prompts and on its noise."""
 
-    def walk(prompt: int, timesteps: Sequence[float], latents: Tensor | None = None) -> tuple[list[Tensor], Tensor]:
+    def walk(prompt: int, timesteps: Sequence[float] | None, latents: Tensor | None = None) -> Walked:
+        taken: list[float] = []
         states: list[Tensor] = []
+
+        def note(position: int, timestep: Any, state: Tensor, prediction: Tensor) -> None:
+            taken.append(float(timestep))
+            states.append(state.clone())
+
         entry = entries[prompt]
         with Steps(pipeline) as steps:
-            steps.before.append(lambda position, timestep, latents, prediction: states.append(latents.clone()))
+            steps.before.append(note)
             result = generate(
                 pipeline,
                 context.config,
@@ -149,8 +163,9 @@ def walker(context: Context, pipeline: Any, entries: Sequence[Mapping[str, Any]]
                 decode=False,
                 timesteps=timesteps,
                 latents=latents,
+                steps=steps,
             )
-        return states, result.latents
+        return Walked(taken, states, result.latents)
 
     return walk
 

@@ -34,8 +34,11 @@ SEEN = len(CALIBRATION)  # the first clips have the seeds that these have, too: 
 
 
 def run(options: argparse.Namespace, name: str, *arguments: str) -> Path:
-    """The folder of a run with these arguments."""
-    prompts = options.output / "bench_schedule.txt"
+    """The folder of a run with these arguments, on held-out prompts and the noise that all schedules share."""
+    options.output.mkdir(parents=True, exist_ok=True)
+    captions = [text for text in spread("all", options.clips + 2 * SEEN, seed=0) if text not in CALIBRATION]
+    prompts = options.output / f"held_out_{options.clips}.txt"
+    prompts.write_text("\n".join(captions[: options.clips + SEEN]))
     command = [sys.executable, "-m", "runner", f"name={name}", f"output={options.output}", f"prompts.text={prompts}"]
     shared = ["model.batch_size=10", "sampler.noise=path", f"recording.steps={options.recorded}", "sample.save=false"]
     shared.append(f"prompts.calibration=[{','.join(CALIBRATION)}]")
@@ -45,15 +48,20 @@ def run(options: argparse.Namespace, name: str, *arguments: str) -> Path:
     return max((options.output / name).iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
 
 
-def clips(options: argparse.Namespace, long: Path, made: Path) -> tuple[list[float], list[tuple[float, float]]]:
-    """Of each clip: the latents' error against the long run, and the judge's scores of both."""
-    recording = Recording(long / "dump-schedule")
+def made(folder: Path) -> list[tuple[str, Path]]:
+    """Prompts and folders of the clips that sample made, without those of seeds that were seen."""
+    entries = json.loads((folder / "sample" / "prompts.json").read_text())
+    return [(entry["prompt"], folder / "sample" / entry["folder"]) for entry in entries[SEEN:]]
+
+
+def figures(clips: list[tuple[str, Path]], references: list[Path]) -> tuple[list[float], list[tuple[float, float]]]:
+    """Of each clip: the latents' error against its reference, and the judge's scores of both."""
     errors, judged = [], []
-    for entry, part in list(zip(recording.entries("text"), recording.parts("text"), strict=True))[SEEN:]:
-        folder = made / "sample" / f"prompt-{entry['index']:03d}"
-        errors.append(relative_error(load_file(folder / "latents.safetensors")["latents"], recording.final(part)))
-        frames = [load_file(each / "frames.safetensors")["frames"].numpy() for each in (folder, part)]
-        judged.append((score(frames[0], entry["prompt"]), score(frames[1], entry["prompt"])))
+    for (prompt, clip), reference in zip(clips, references, strict=True):
+        latents = [load_file(each / "latents.safetensors")["latents"] for each in (clip, reference)]
+        frames = [load_file(each / "frames.safetensors")["frames"].numpy() for each in (clip, reference)]
+        errors.append(relative_error(*latents))
+        judged.append((score(frames[0], prompt), score(frames[1], prompt)))
     return errors, judged
 
 
@@ -72,7 +80,8 @@ def compare(options: argparse.Namespace, steps: int) -> bool:
         "uniform": run(options, f"bench_uniform_{steps}", "+recipe=osp12_float", count),
         "ays": run(options, f"bench_ays_{steps}", *aligned),
     }
-    found = {name: clips(options, folders["searched"], folder) for name, folder in folders.items()}
+    references = Recording(folders["searched"] / "dump-schedule").parts("text")[SEEN:]
+    found = {name: figures(made(folder), references) for name, folder in folders.items()}
     searches = {
         name: json.loads((folders[name] / "search-schedule" / "search.json").read_text())
         for name in ("searched", "ays")
@@ -113,19 +122,21 @@ def compare(options: argparse.Namespace, steps: int) -> bool:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(about: str | None) -> argparse.ArgumentParser:
+    """What this benchmark and bench_stacked.py are both told."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=60)
-    parser.add_argument("--steps", type=lambda text: [int(each) for each in text.split(",")], default=[50, 25])
-    parser.add_argument("--recorded", type=int, default=100)
-    parser.add_argument("--draws", type=int, default=5, help="of Align Your Steps for each candidate")
+    parser.add_argument("--recorded", type=int, default=100, help="steps of the long run")
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     parser.add_argument("--checkpoint", help="in place of the shipped weights; prompts stay the little world's")
+    return parser
+
+
+def main() -> int:
+    parser = arguments(__doc__)
+    parser.add_argument("--steps", type=lambda text: [int(each) for each in text.split(",")], default=[50, 25])
+    parser.add_argument("--draws", type=int, default=5, help="of Align Your Steps for each candidate")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
-    held_out = [text for text in spread("all", options.clips + 2 * SEEN, seed=0) if text not in CALIBRATION]
-    captions = held_out[: options.clips + SEEN]
-    (options.output / "bench_schedule.txt").write_text("\n".join(captions))
     passed = [compare(options, steps) for steps in options.steps]
     print("\nreached" if all(passed) else "\nnot reached")
     return int(not all(passed))

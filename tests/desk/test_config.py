@@ -34,7 +34,7 @@ def test_every_recipe_composes_and_checks(checked, recipe, tiny_checkpoint, tiny
     run = checked(f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *given)
     assert run.config["name"] == recipe
     assert run.config["model"]["name"] == recipe.partition("_")[0]
-    assert run.config["quant"]["scheme"] == ("w8a8" if recipe.endswith("w8a8") else "none")
+    assert run.config["quant"]["scheme"] == ("w8a8" if recipe.endswith(("w8a8", "stacked")) else "none")
 
 
 @pytest.mark.parametrize(

@@ -444,3 +444,14 @@ def test_align_your_steps_counts_by_its_own_keys_and_by_the_content_of_its_video
     assert keys(filmed)["search-schedule"] != first["search-schedule"].key
     filmed["sample"]["compare"] = False
     assert plan(filmed)["dump-schedule"].action == "skip"
+
+
+def test_stacked_searches_records_again_quantizes_and_searches_again(checked):
+    rows = plan(checked("+recipe=osp12_stacked").config)
+    assert [name for name, stage in rows.items() if stage.action == "run"] == [
+        "dump-schedule", "search-schedule", "dump", "calibrate", "quantize", "search-cache", "sample",
+    ]  # fmt: skip
+    assert {"search-schedule", "dump", "quantize"} <= set(rows["search-cache"].needs)
+    assert set(rows["dump"].lineage["prompts"]) == {"calibration", "verification"}
+    assert rows["dump-schedule"].lineage["fields"]["sampler.num_sampling_steps"] == 100
+    assert rows["dump"].lineage["fields"]["sampler.num_sampling_steps"] == 50

@@ -5,25 +5,29 @@ import math
 import pytest
 import torch
 
+from runner.model.opensora12.scheduler import RFlowScheduler
 from runner.sampler import SCHEDULED, exact, make_scheduler
-from runner.sampler.jumps import FAMILIES, Jumps, gram, x0_of
+from runner.sampler.jumps import FAMILIES, SPACES, Jumps, gram, scale, x0_of
 from runner.sampler.solvers import sigmas_at
 
 N, SHAPE = 12, (1, 4, 2, 3, 3)
-PRESERVING = {"DDIM": True, "DPMSolverMultistep": True, "EulerDiscrete": False, "EulerAncestralDiscrete": False}
 
 
 def world(method):
     """Timesteps, sigmas and x0 predictions [N, elements] of a run that is made up: any predictions do."""
-    scheduler = exact(make_scheduler(method))
     timesteps = [float(t) for t in range(960, 0, -80)]
+    if method == "RFLOW":
+        scheduler, timesteps[0] = RFlowScheduler(), 1000.0
+        sigmas = [t / (1000 - t) if t < 1000 else math.inf for t in timesteps]
+    else:
+        scheduler = exact(make_scheduler(method))
+        sigmas = [float(s) for s in sigmas_at(scheduler.alphas_cumprod, timesteps)]
     generator = torch.Generator().manual_seed(1)
     steps = torch.randn(N, math.prod(SHAPE), generator=generator, dtype=torch.float64).cumsum(0)
-    sigmas = [float(s) for s in sigmas_at(scheduler.alphas_cumprod, timesteps)]
     return scheduler, timesteps, sigmas, steps
 
 
-def walk(method, nodes, start=None):
+def walk(method, nodes):
     """States x0 + sigma noise after each step over these nodes, the model's x0 being the recorded one of the node."""
     scheduler, timesteps, sigmas, predictions = world(method)
     if method == "EulerAncestralDiscrete":
@@ -32,17 +36,18 @@ def walk(method, nodes, start=None):
         scheduler.follow_paths([7], 5)
         scheduler.paths[0].nodes = [s**-2.0 for s in levels]
     scheduler.set_timesteps(timesteps=[timesteps[n] for n in nodes])
-    preserving, states = PRESERVING[method], {}
-    x = start if start is not None else torch.ones(SHAPE, dtype=torch.float64) * sigmas[nodes[0]]
-    x = x / (1 + sigmas[nodes[0]] ** 2) ** 0.5 if preserving else x
+    space, states = SPACES[method], {}
+    first = sigmas[nodes[0]]
+    x = torch.ones(SHAPE, dtype=torch.float64) * (1.0 if math.isinf(first) else first * scale(space, first))
     for place, node in enumerate(nodes):
-        sigma = sigmas[node]
-        state = x * (1 + sigma**2) ** 0.5 if preserving else x
-        noise = (state - predictions[node].reshape(SHAPE)) / sigma
-        x = scheduler.step(noise, scheduler.timesteps[place], x).prev_sample
+        x0 = predictions[node].reshape(SHAPE)
+        if space == "flow":
+            output = (x0 - x) / (timesteps[node] / 1000)
+        else:
+            output = (x / scale(space, sigmas[node]) - x0) / sigmas[node]
+        x = scheduler.step(output, scheduler.timesteps[place], x).prev_sample.double()
         after = nodes[place + 1] if place + 1 < len(nodes) else N
-        scale = (1 + sigmas[after] ** 2) ** 0.5 if preserving and after < N else 1.0
-        states[after] = x * scale
+        states[after] = x / (scale(space, sigmas[after]) if after < N else 1.0)
     return states
 
 
@@ -83,12 +88,20 @@ def test_gram_in_parts_is_gram():
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("preserving", [True, False])
-def test_x0_of_what_a_model_predicts(kind, preserving):
+@pytest.mark.parametrize("space", ["preserving", "exploding"])
+def test_x0_of_what_a_model_predicts(kind, space):
     x0, noise, sigma = torch.tensor([0.3, -2.0]), torch.tensor([1.5, 0.25]), 3.0
     alpha = (1 + sigma**2) ** -0.5
-    latents = (x0 + sigma * noise) * (alpha if preserving else 1)
+    latents = (x0 + sigma * noise) * (alpha if space == "preserving" else 1)
     prediction = {"epsilon": noise, "v_prediction": alpha * noise - sigma * alpha * x0, "sample": x0}[kind]
-    assert torch.allclose(x0_of(latents, prediction, sigma, kind, preserving), x0, atol=1e-5)
+    assert torch.allclose(x0_of(latents, prediction, sigma, kind, space), x0, atol=1e-5)
     with pytest.raises(ValueError, match="expected epsilon"):
-        x0_of(latents, prediction, sigma, "flow", preserving)
+        x0_of(latents, prediction, sigma, "flow", space)
+
+
+@pytest.mark.parametrize("t", [1.0, 0.4])
+def test_x0_of_a_velocity(t):
+    x0, noise = torch.tensor([0.3, -2.0]), torch.tensor([1.5, 0.25])
+    sigma = t / (1 - t) if t < 1 else math.inf
+    assert torch.allclose(x0_of((1 - t) * x0 + t * noise, x0 - noise, sigma, "velocity", "flow"), x0, atol=1e-6)
+    assert scale("flow", sigma) == pytest.approx(1 - t)

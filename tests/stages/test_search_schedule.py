@@ -37,12 +37,15 @@ def read(folder):
     return json.loads((folder / "search-schedule" / "search.json").read_text())
 
 
-def test_the_schedule_is_the_best_of_those_tried(searched):
+def test_the_schedule_is_the_best_on_paper_that_holds(searched):
     found = read(searched)
-    best = min(found["tried"], key=lambda tried: tried["error"])
+    least = min(tried["error"] for tried in found["tried"])
+    best = next(tried for tried in found["tried"] if tried["error"] <= 2 * least)
     written = schedules.timesteps(searched / "search-schedule" / schedules.NAME)
     assert found["chosen"] == best["name"] and written == pytest.approx(best["timesteps"], abs=1e-9)
-    assert len(written) == K and "uniform" in {tried["name"] for tried in found["tried"]}
+    predicted = [tried["predicted"] for tried in found["tried"][:-1]]
+    assert predicted == sorted(predicted) and found["tried"][-1]["name"] == "uniform"
+    assert len(written) == K
     assert schedules.read(searched.parent.parent / "found" / schedules.NAME)
 
 
@@ -98,3 +101,17 @@ def test_align_your_steps_on_the_recording_or_on_videos(tiny_checkpoint, searche
         ends = found["uniform"][0], found["uniform"][-1]
         assert (written[0], written[-1]) == pytest.approx(ends) and len(written) == 4
     assert read(runs[0])["tried"] != read(runs[1])["tried"]
+
+
+def test_a_rectified_flow_is_searched_from_pure_noise_on(tiny_opensora12, tmp_path):
+    folder = run(
+        tmp_path, "+recipe=opensora12_sample", f"model.checkpoint={tiny_opensora12}", "name=flow",
+        "sampler.search=recording", "recording.steps=11", "sampler.num_sampling_steps=4", "sample.compare=true",
+        "prompts.text=a boat", "prompts.calibration=a red boat",
+    )  # fmt: skip
+    found, (row,) = read(folder), json.loads((folder / "sample" / "metrics.json").read_text())["prompts"]
+    written = schedules.timesteps(folder / "search-schedule" / schedules.NAME)
+    assert written[0] == pytest.approx(1000) and written[-1] > 0 and len(written) == 4
+    assert all(gain["gain"] > 0 for gain in found["perturbed"])
+    # On weights that are random a velocity hardly turns: few steps come close to many.
+    assert row["latent_error"] < 0.5
