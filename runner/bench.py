@@ -65,6 +65,7 @@ class Bench:
         """Have the pipeline of this configuration hold the transformer that `load` reads."""
         from runner.model import load_pipeline
 
+        open_device(config["hardware"]["device"])  # a vendor's package makes torch know its device
         if self._knows(config):
             self._pipeline.register_modules(transformer=None)  # free the old one before the new one is read
             gc.collect()

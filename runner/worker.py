@@ -37,6 +37,7 @@ DELIVERED = {
     "search-schedule": ("sampler.save_dir", "searched_schedule.txt"),
     "quantize": ("quant.folder", "quant_model_*"),
     "search-cache": ("cache.save_path", "cache_config.json"),
+    "benchmark": ("sample.folder", "videos/*"),
     "sample": ("sample.folder", "videos/*"),
 }
 # Of these stages: the files that each rank of a parallel runtime looks for under its own name.

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,11 +211,15 @@ def _between(
         if folder is not None and not os.path.isdir(folder):
             yield Fault(f"sample.{name}", "there is no such folder", folder)
     yield from _stage_names(config, good)
+    if good("timing") and config["timing"]["benchmark"] and not config["timing"]["repeats"]:
+        yield Fault("timing.repeats", "expected at least 1 for timing.benchmark", 0)
+    if good("timing", "cache.policy") and config["timing"]["benchmark"] and config["cache"]["policy"] != "none":
+        yield Fault("cache.policy", "timing.benchmark times no cache yet; expected none", config["cache"]["policy"])
     if not any(key.partition(".")[0] in ("parallel", "sampler", "launch") for key in wrong):
         joint = config["sampler"]["guidance_batch"] == "joint" and "sampler.guidance_batch" in explicitly
         yield from itertools.starmap(Fault, parallel.faults(config, joint))
-    if good("hardware.device") and config["hardware"]["device"] == "cuda" and (reason := _no_cuda()):
-        yield Fault("hardware.device", reason, "cuda")
+    if good("hardware.device") and (reason := _absent(config["hardware"]["device"])):
+        yield Fault("hardware.device", reason, config["hardware"]["device"])
     if not good("model", "model.name"):
         return
     model = config["model"]
@@ -339,8 +344,22 @@ def _cache(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield Fault("model.loop", "expected 1 to search a cache; what is found goes with any number of loops")
 
 
+# What a vendor's device needs beside torch, and where it comes from.
+VENDORS = {
+    "npu": ("torch_npu", "pip install 'dit-runner[npu]', and Ascend's CANN beside it"),
+    "gcu": ("torch_gcu", "it comes with Enflame's TopsRider"),
+}
+
+
+def _absent(device: str) -> str | None:
+    """Why this machine cannot run on a device, as far as that shows without torch."""
+    if device in VENDORS:
+        package, source = VENDORS[device]
+        return None if find_spec(package) else f"{package} is not installed: {source}"
+    return _no_cuda() if device == "cuda" else None
+
+
 def _no_cuda() -> str | None:
-    """Why this machine cannot run on CUDA, as far as that shows without torch."""
     try:
         ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

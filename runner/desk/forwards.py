@@ -17,6 +17,7 @@ from runner.sampler import probes
 
 Config = Mapping[str, Any]
 TRAJECTORIES = 2  # calibration prompts that a schedule is searched on: the first ones
+WARMUP_STEPS = 5  # of a generation that warms up for a benchmark; a test holds its stage to this number
 SNR_CALLS = 4  # recorded calls of a prompt that quantize measures layers on; a test holds its stage to this number
 
 
@@ -100,6 +101,13 @@ def to_measure_samples(config: Config) -> int:
         return 0
     timing = config["timing"]
     return 1 + (2 * (timing["warmup"] + timing["repeats"]) if timing["repeats"] else 0)
+
+
+def to_warm_up(config: Config) -> int:
+    """Of benchmark beside what it times: generations of few steps."""
+    sampler = config["sampler"]
+    short = {**sampler, "num_sampling_steps": min(WARMUP_STEPS, sampler["num_sampling_steps"])}
+    return config["timing"]["warmup"] * forwards({**config, "sampler": short})
 
 
 def records(file: Path) -> int:

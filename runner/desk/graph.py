@@ -29,6 +29,7 @@ from runner.desk.forwards import (
     to_replay,
     to_search_cache,
     to_search_schedule,
+    to_warm_up,
     uncertain,
 )
 from runner.desk.needs import Needs
@@ -45,7 +46,7 @@ NO_RESULT = (
     "model.keep_float", "quant.folder", "cache.save_path",
     "sampler.save_dir",
     "parallel.world_size", "parallel.cfg", "parallel.nodes", "parallel.master_addr", "parallel.master_port",
-    "hardware.env", "dump.folder", "sample.folder", "timing.warmup", "timing.repeats",
+    "hardware.env", "dump.folder", "sample.folder", "timing.benchmark",
 )  # fmt: skip
 
 # What a generation is a function of, besides weights and prompts; the device and the dtype change bits.
@@ -127,6 +128,10 @@ def _clips(prompts: Mapping[str, list[str]], batch: int) -> int:
     return alone + math.ceil((len(prompts.get("text", ())) - shared(prompts, batch)) / batch)
 
 
+def _batches(config: Config) -> int:
+    return math.ceil(len(config["prompts"]["text"]) / config["model"]["batch_size"])
+
+
 DUMP = Stage(
     "dump",
     version=2,
@@ -193,6 +198,17 @@ STAGES = (
         timed=True,
     ),
     Stage(
+        "benchmark",
+        version=1,
+        writes="videos; times of whole generations by phase",
+        fields=(*GENERATION, "timing.warmup", "timing.repeats"),
+        builds_on=("search-schedule", "quantize"),
+        wanted=lambda config: config["timing"]["benchmark"],
+        prompts=lambda config: {"text": config["prompts"]["text"]},
+        clips=lambda config: _batches(config) * config["timing"]["repeats"],
+        beside=to_warm_up,
+    ),
+    Stage(
         "sample",
         version=1,
         writes="videos, comparison with float",
@@ -203,7 +219,7 @@ STAGES = (
         ),
         builds_on=("dump-schedule", "search-schedule", "dump", "quantize", "search-cache"),
         prompts=lambda config: {"text": config["prompts"]["text"]},
-        clips=lambda config: math.ceil(len(config["prompts"]["text"]) / config["model"]["batch_size"]),
+        clips=lambda config: _batches(config),
         beside=to_measure_samples,
     ),
 )

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from runner.desk import graph, launch, provenance, show
+from runner.desk import graph, launch, notes, provenance, show
 from runner.desk.config import Checked, check
 from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints
@@ -109,6 +109,8 @@ def plan(checked: Checked, typed: Sequence[str]) -> Job:
     if (unread := graph.unread(checked.config, fingerprints)) > 1 << 30:
         print(f"reading {unread / 1e9:.0f} GB of weights once, to know them again", file=sys.stderr)
     planned = graph.plan(checked.config, store, fingerprints)
+    for note in notes.notes(checked.config, fingerprints):
+        print(note, file=sys.stderr)
     fingerprints.save()
     if warning := short_of_memory(planned, checked.config):
         print(warning, file=sys.stderr)

@@ -188,8 +188,9 @@ class Sample(Section):
 
 
 class Timing(Section):
-    warmup: int = Field(ge=0, description="steps before time is taken")
-    repeats: int = Field(ge=0, description="timed steps of each arm, taken in turn; 0 times none")
+    benchmark: bool = Field(description="time whole generations, from words to saved videos, in a stage of their own")
+    warmup: int = Field(ge=0, description="steps before time is taken; generations of 5 steps where these are timed")
+    repeats: int = Field(ge=0, description="timed steps of each arm, taken in turn, or timed generations; 0 times none")
 
 
 class Config(Section):
@@ -224,7 +225,6 @@ AVAILABLE: dict[str, tuple[Any, ...]] = {
     "quant.scheme": ("none", "w8a8"),
     "parallel.ulysses": (1,),
     "parallel.vae": (False,),
-    "hardware.device": ("cpu", "cuda"),
 }
 
 

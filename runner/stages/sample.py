@@ -60,7 +60,12 @@ def run(context: Context, draft: Path) -> None:
         if config["timing"]["repeats"]:
             float_transformer = load_transformer(config["model"], context.hardware.DEVICE)
             context.measurements |= race(
-                float_transformer, pipeline.transformer, call, context.hardware, **config["timing"]
+                float_transformer,
+                pipeline.transformer,
+                call,
+                context.hardware,
+                config["timing"]["warmup"],
+                config["timing"]["repeats"],
             )
     if config["sample"]["compare"]:
         # A searched schedule is compared with the longer run that it was searched in.

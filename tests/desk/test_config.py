@@ -215,8 +215,7 @@ def test_value_out_of_bounds(checked, argument, says):
 @pytest.mark.parametrize(
     "argument",
     [
-        "quant.scheme=w8a8_dynamic",
-        "parallel.ulysses=2", "parallel.vae=true", "hardware.device=npu", "hardware.device=gcu",
+        "quant.scheme=w8a8_dynamic", "parallel.ulysses=2", "parallel.vae=true",
     ],
 )  # fmt: skip
 def test_what_a_later_version_brings_is_refused_by_name(checked, argument):
@@ -226,14 +225,19 @@ def test_what_a_later_version_brings_is_refused_by_name(checked, argument):
 
 
 @pytest.mark.parametrize(
-    ("group", "refused"),
+    ("device", "says"),
     [
-        ("hardware=npu", {"hardware.device"}),
-        ("hardware=gcu", {"hardware.device"}),
+        ("npu", "torch_npu is not installed: pip install 'dit-runner[npu]'"),
+        ("gcu", "it comes with Enflame's TopsRider"),
     ],
 )
-def test_later_group_members(checked, group, refused):
-    assert refusal(checked, group).keys() == refused
+def test_a_vendor_s_device_is_refused_where_its_package_is_absent(checked, monkeypatch, device, says):
+    asked = []
+    monkeypatch.setattr(config, "find_spec", lambda name: asked.append(name))
+    found = refusal(checked, f"hardware={device}")
+    assert list(found) == ["hardware.device"] and says in found["hardware.device"] and asked == [f"torch_{device}"]
+    monkeypatch.setattr(config, "find_spec", lambda name: object())
+    assert checked(f"hardware={device}").config["hardware"]["device"] == device
 
 
 @pytest.mark.parametrize(
@@ -502,3 +506,12 @@ def test_align_your_steps_has_keys_of_its_own(checked, tmp_path):
     (tmp_path / "videos" / "a.mp4").touch()
     assert checked(*ays, "sampler.videos_path=videos").config["sampler"]["videos_path"] == str(tmp_path / "videos")
     assert "at least 3" in refusal(checked, ays[0], "sampler.num_sampling_steps=2")["sampler.num_sampling_steps"]
+
+
+# the benchmark
+
+
+def test_a_benchmark_times_something_and_all_that_is_asked_for(checked):
+    assert refusal(checked, "timing.benchmark=true", "timing.repeats=0").keys() == {"timing.repeats"}
+    found = refusal(checked, "timing.benchmark=true", "cache.policy=dit_cache", "cache.ratio=1.3")
+    assert "timing.benchmark times no cache yet" in found["cache.policy"]

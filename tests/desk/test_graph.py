@@ -47,6 +47,7 @@ NOTHING = {
     "sampler.save_dir": "/s", "parallel.world_size": 2, "parallel.cfg": True, "parallel.nodes": 2,
     "parallel.master_addr": "here", "parallel.master_port": 1, "hardware.env": {"A": "1"}, "dump.folder": "/d",
     "sample.folder": "/s", "timing.warmup": 3, "timing.repeats": 9,
+    "timing.benchmark": True,
 }  # fmt: skip
 EXPECTED = [
     *((key, value, ALL) for key, value in EVERYTHING.items()),
@@ -125,6 +126,15 @@ def test_names_of_sizes_count_as_the_numbers_that_they_are(opensora12):
     by_name = opensora12("model.resolution=144p", "model.num_frames=2s", "model.tables=enflame").config
     by_number = opensora12("model.height=144", "model.width=256", "model.num_frames=40").config
     assert keys(by_name) == keys(by_number)
+
+
+def test_a_benchmark_is_a_stage_of_its_own_keys(config):
+    config["timing"] |= {"benchmark": True, "warmup": 2, "repeats": 5}
+    planned, before = plan(config), keys(config)
+    assert planned["benchmark"].needs == ("quantize",)
+    assert planned["benchmark"].forwards == 3 * (2 + 2 * 5)  # steps of each warm-up, and of two prompts five times
+    after = keys(changed(config, "timing.repeats", 4))
+    assert {stage for stage in before if before[stage] != after[stage]} == {"benchmark"}
 
 
 def test_references_count_by_content(opensora12, tmp_path):
@@ -309,11 +319,11 @@ def actions(config) -> dict[str, str]:
 def test_w8a8_runs_all_but_search(config):
     assert actions(config) == {
         "dump-schedule": "skip", "search-schedule": "skip", "dump": "run", "calibrate": "run", "quantize": "run",
-        "search-cache": "skip", "sample": "run",
+        "search-cache": "skip", "benchmark": "skip", "sample": "run",
     }  # fmt: skip
     assert {name: stage.needs for name, stage in plan(config).items()} == {
         "dump-schedule": (), "search-schedule": (), "dump": (), "calibrate": ("dump",),
-        "quantize": ("dump", "calibrate"), "search-cache": (), "sample": ("dump", "quantize"),
+        "quantize": ("dump", "calibrate"), "search-cache": (), "benchmark": (), "sample": ("dump", "quantize"),
     }  # fmt: skip
 
 
@@ -404,11 +414,11 @@ def test_forwards_count_clips(config, calibration, text, batch, dumped, sampled)
     config["prompts"] = {"text": text, "calibration": calibration}
     config["model"]["batch_size"] = batch
     planned = plan(config)
-    config["timing"] = {"warmup": 1, "repeats": 0}
+    config["timing"] |= {"warmup": 1, "repeats": 0}
     planned = plan(config)
     assert (planned["dump"].forwards, planned["sample"].forwards) == (3 * dumped, 3 * sampled + 1)
     assert planned["quantize"].forwards == 3 * len(calibration)
-    config["timing"] = {"warmup": 2, "repeats": 5}
+    config["timing"] |= {"warmup": 2, "repeats": 5}
     assert plan(config)["sample"].forwards == 3 * sampled + 1 + 2 * 7
 
 

@@ -89,8 +89,9 @@ def test_a_run_of_an_older_version_gets_the_defaults_of_newer_keys(first, capfd)
     del told["config"]["timing"], told["config"]["quant"]["exclude"]
     (first / "run.json").write_text(json.dumps(told))
     assert door(["rerun", str(first)]) == 0
-    assert "newer than the run, so at their defaults: quant.exclude, timing.repeats, timing.warmup" in (
-        capfd.readouterr().err
+    assert (
+        "newer than the run, so at their defaults: quant.exclude, timing.benchmark, timing.repeats, timing.warmup"
+        in (capfd.readouterr().err)
     )
 
 

@@ -15,6 +15,24 @@ from safetensors.torch import load_file
 
 from runner.recording import Recording
 
+# What readers of the GCU port's report find there.
+PORT = {
+    "performance_info": {
+        "QPS", "model_load_time", "resolution", "aspect_ratio", "batch_size", "dtype", "scheduler", "fps", "num_frames",
+        "num_sample", "denoising_steps", "seed", "device", "output_path", "warmup_count", "eval_count",
+        "Avg infer time", "Avg single prompt infer time", "Avg single video save time",
+    },
+    "device_info": {"Dev Name", "Ver", "GCU CLK", "Mem CLK"},
+    "deb_info": {"topsruntime", "tops-sdk", "tops-inference", "topsaten"},
+    "python_info": {
+        "python", "TopsInference", "torch", "diffusers", "transformers", "torch-gcu", "Pillow", "opencv-python",
+    },
+    "os_info": {"os_distrb_name", "os_kernel_version"},
+    "cpu_info": {"cpu_arch", "cpu_model_name", "cpu_vendor"},
+    "disk_info": {"disk_model"},
+    "host_info": {"host_name", "host_ip"},
+}  # fmt: skip
+
 
 def run(outputs: Path, *arguments: str, env: dict[str, str] | None = None) -> Path:
     """One run by the front door; its folder."""
@@ -79,3 +97,28 @@ def test_two_clips_become_one_video(tiny_opensora12: Path, outputs: Path) -> Non
     folder = run(outputs, "+recipe=opensora12_extend", at, "model.num_frames=34", "model.loop=2", "prompts.text=a boat")
     frames = load_file(folder / "sample/prompt-000/frames.safetensors")["frames"]
     assert frames.shape == (34 + 17, 32, 48, 3)
+
+
+def test_a_benchmark_says_where_the_time_goes(tiny_opensora12: Path, outputs: Path) -> None:
+    at = ["+recipe=opensora12_benchmark", f"model.checkpoint={tiny_opensora12}", "timing.warmup=1", "timing.repeats=2"]
+    folder = run(outputs, *at, "prompts.text=[a boat, a tree]", "model.loop=2", "model.num_frames=34")
+    measured = json.loads((folder / "measurements/benchmark.json").read_text())
+    found = measured["performance_info"]
+    assert PORT.keys() <= measured.keys() and all(PORT[section] <= measured[section].keys() for section in PORT)
+    assert found["step_seconds"]["n"] == 2 * 2 * 2 * 2  # prompts, repeats, loops, steps
+    assert found["frames_per_second"] == pytest.approx(2 * 51 / found["Avg infer time"])
+    assert found["QPS"] == pytest.approx(1000 * found["frames_per_second"])
+    parts = [found[f"{name}_seconds"] for name in ("text_encoding", "reference_encoding", "vae_decode")]
+    steps = found["step_seconds"]["mean"] * 4
+    assert all(part > 0 for part in parts) and sum(parts) + steps < found["Avg single prompt infer time"]
+    assert found["Avg single prompt infer time"] + found["save_seconds"] < found["Avg infer time"] / 2 * 1.01
+    assert (found["resolution"], found["scheduler"], found["num_frames"]) == ("32x48", "rflow", 34)
+    assert len(list((folder / "benchmark/videos").glob("*.mp4"))) == 2
+    assert not (folder / "sample").exists()
+
+
+def test_the_desk_counts_the_steps_of_a_warm_up() -> None:
+    from runner.desk import forwards
+    from runner.stages import benchmark
+
+    assert forwards.WARMUP_STEPS == benchmark.WARMUP_STEPS

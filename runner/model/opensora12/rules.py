@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,12 +58,13 @@ def _wrong(function: Any, *arguments: Any) -> str | None:
 
 
 def settled(model: Mapping[str, Any]) -> dict[str, Any]:
-    """The numbers that names of sizes and lengths come to, for a section without faults."""
-    size = {"num_frames": frame_count(model["num_frames"], model["tables"])}
+    """The numbers that names of sizes and lengths come to, and no names of others, for a section without faults."""
+    size: dict[str, Any] = {"num_frames": frame_count(model["num_frames"], model["tables"])}
     if model["height"] is None:
         sides = image_size(model["resolution"], model["aspect_ratio"], model["tables"])
-        size |= dict(zip(("height", "width"), sides, strict=True))
-    return size
+        return size | dict(zip(("height", "width"), sides, strict=True))
+    sides = (model["height"], model["width"])
+    return size | {"resolution": "{}x{}".format(*sides), "aspect_ratio": "{}:{}".format(*sides)}
 
 
 def with_references(
@@ -199,3 +201,37 @@ def components(model: Mapping[str, Any], folder: Path | None) -> dict[str, str]:
         elif named:
             found[part] = named
     return {"text_encoder": TEXT_ENCODER, **found}
+
+
+def memory(model: Mapping[str, Any], sampler: Mapping[str, Any]) -> int:
+    """Bytes that a run needs at the least: all weights, and the largest activations of one block or of the decoder.
+
+    A bound from below: what an attention or an allocator takes beside that is not in it.
+    """
+    size = 4 if model["dtype"] == "fp32" else 2
+    places = [Path(model[part]) for part in ("checkpoint", *PARTS) if model.get(part)]
+    weights = size * sum(_elements(place) for place in places if place.is_dir())
+    frames, rows, columns = latent_sizes(
+        model["num_frames"], model["height"], model["width"], model["micro_frame_size"]
+    )
+    config = Path(model["checkpoint"]) / "config.json"
+    width = json.loads(config.read_text(encoding="utf-8")).get("hidden_size", 1152) if config.is_file() else 1152
+    branches = 2 if sampler["guidance_scale"] > 1 and sampler["guidance_batch"] == "joint" else 1
+    tokens = model["batch_size"] * branches * frames * -(-rows // 2) * -(-columns // 2)
+    block = 6 * width * tokens * size  # the tokens, the block's input, four times as much between its two linears
+    pixels = 64 * rows * columns
+    decoded = 3 * pixels * model["num_frames"] * model["batch_size"] * size * 2  # the frames, and all of them joined
+    return weights + max(block, decoded + 384 * pixels * model["micro_batch_size"] * size)
+
+
+def _elements(folder: Path) -> int:
+    """How many numbers the weight files of a folder hold: by their headers, or where these lack at four bytes each."""
+    found = 0
+    for file in folder.iterdir():
+        if file.suffix == ".safetensors":
+            with file.open("rb") as stream:
+                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+            found += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+        elif file.suffix in (".bin", ".pt", ".pth"):
+            found += file.stat().st_size // 4
+    return found
