@@ -43,7 +43,7 @@ def by_hand(pipeline, policy: Policy):
                     kept[branch] = tuple(s - b for s, b in zip(streams, begun, strict=True))
             one = pipeline.transformer.streams == 1
             outs.append(streams[1] + texts[branch][None].mean() if one else streams[1])
-        x = pipeline.scheduler.step(outs[0] + 3 * (outs[1] - outs[0]), t, x)
+        x = pipeline.scheduler.step(outs[0] + 3 * (outs[1] - outs[0]), t, x)[0]
     return x
 
 

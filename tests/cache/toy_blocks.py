@@ -60,9 +60,10 @@ class Toy(nn.Module):
 class Scheduler:
     def __init__(self, steps: int) -> None:
         self.timesteps = torch.linspace(900, 100, steps)
+        self.config = SimpleNamespace(num_train_timesteps=1000)
 
-    def step(self, output: Tensor, timestep: Tensor, sample: Tensor) -> Tensor:
-        return sample - 0.2 * output
+    def step(self, model_output: Tensor, timestep: Tensor, sample: Tensor) -> tuple[Tensor]:
+        return (sample - 0.2 * model_output,)
 
 
 def toy(count: int = 4, steps: int = 6, streams: int = 1) -> SimpleNamespace:
@@ -79,5 +80,5 @@ def sample(pipeline: SimpleNamespace, joint: bool = True, seed: int = 0) -> Tens
             out = pipeline.transformer(hidden_states=torch.cat([x, x]), timestep=t, text=texts)[0]
         else:
             out = torch.cat([pipeline.transformer(hidden_states=x, timestep=t, text=text[None])[0] for text in texts])
-        x = pipeline.scheduler.step(out[:1] + 3 * (out[1:] - out[:1]), t, x)
+        x = pipeline.scheduler.step(out[:1] + 3 * (out[1:] - out[:1]), t, x)[0]
     return x
