@@ -28,7 +28,16 @@ from runner.durable import write_json
 
 RERUN = "rerun.json"  # in the new run's folder: of which run, and what came out
 # What says nothing of results, and is not done a second time: files delivered into folders of the user's own.
-NOT_AGAIN = ("show", "launch", "redo", "dump.folder", "quant.folder", "sample.folder", "sampler.save_dir")
+NOT_AGAIN = (
+    "show",
+    "launch",
+    "redo",
+    "cache.save_path",
+    "dump.folder",
+    "quant.folder",
+    "sample.folder",
+    "sampler.save_dir",
+)
 PLACES = tuple(
     sorted(
         {*PATHS, "model.checkpoint", *(f"model.{part}" for part in PARTS)} - {"output", "model.cache_dir", *NOT_AGAIN}
