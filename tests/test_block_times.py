@@ -38,9 +38,10 @@ class Model(nn.Module):
 
 class Scheduler:
     timesteps = torch.linspace(900, 0, 20)
+    config = SimpleNamespace(num_train_timesteps=1000)
 
-    def step(self, output, timestep, sample):
-        return sample
+    def step(self, model_output, timestep, sample):
+        return (sample,)
 
 
 def test_blocks_and_steps_are_timed_with_all_their_calls():

@@ -122,6 +122,8 @@ def show_plan(
     times = probe.seconds(planned) if probe else {}
     styles = {"run": "", "reuse": "green", "skip": "dim"}
     for row in planned:
+        if not row.writes:
+            continue  # it has no part in this run
         action = "—" if row.action == "skip" else row.action
         bound = "≤ " if row.at_most else ""
         forwards = f"{bound}{row.forwards:,}" if row.action == "run" and row.forwards else ""
