@@ -19,6 +19,7 @@ from runner.desk import graph, launch
 from runner.desk.forwards import forwards
 from runner.desk.store import Store
 from runner.desk.wording import seconds, size
+from runner.sampler.methods import fewest_steps
 
 if TYPE_CHECKING:
     from runner.desk.job import Job
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 STEPS, PROMPT = 2, "A small wooden boat drifts across a calm lake at sunrise."
 # What the probe has in place of the run's own values, because it changes no forward's time, or would add to it.
 ALTERED = {
-    "seed": 0, "until": None, "redo": None, "sampler.num_sampling_steps": STEPS, "sampler.schedule": None,
+    "seed": 0, "until": None, "redo": None, "sampler.schedule": None,
     "sampler.search": None, "sampler.noise": "draws", "quant.scheme": "none", "cache.policy": "none",
     "cache.config": None, "cache.ratio": None, "sample.save": False, "sample.folder": None, "sample.compare": False,
     "sample.judge": "none", "sample.lpips": None, "sample.clip": None,
@@ -66,7 +67,10 @@ def probe(job: Job) -> Probe:
 
     Raises RunFailed with what keeps two steps from running.
     """
-    altered = graph.with_values(job.config, {**ALTERED, "prompts.text": [PROMPT] * job.config["model"]["batch_size"]})
+    steps = max(STEPS, fewest_steps(job.config["sampler"]["sample_method"]))
+    prompts = [PROMPT] * job.config["model"]["batch_size"]
+    values = {**ALTERED, "prompts.text": prompts, "sampler.num_sampling_steps": steps}
+    altered = graph.with_values(job.config, values)
     run = Path(tempfile.mkdtemp(prefix="probe-"))
     store = Store(run / ".store")
     stage = next(row for row in graph.plan(altered, store, job.fingerprints) if row.stage == "sample")

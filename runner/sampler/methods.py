@@ -19,3 +19,9 @@ SCHEDULED = ("EulerAncestralDiscrete", "EulerDiscrete", "DDIM", "DPMSolverMultis
 FOLLOWING = (*SCHEDULED, "FlowMatchEulerDiscrete", "UniPCMultistep")
 FLOWS = ("RFLOW",)  # from pure noise to data: no timestep is 0, and the first is noise alone
 NOISY = ("DDPM", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete")  # those that draw noise at every step
+FEWEST = {"PNDM": 4}  # steps; one is the fewest of the others
+
+
+def fewest_steps(method: str) -> int:
+    """The fewest steps that a method can take: PNDM's Runge-Kutta start makes up its first four."""
+    return FEWEST.get(method, 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from . import schedules
-from .methods import FLOWS, FOLLOWING, NOISY, SCHEDULED
+from .methods import FLOWS, FOLLOWING, NOISY, SCHEDULED, fewest_steps
 
 
 def faults(sampler: dict[str, Any], steps_given: bool) -> Iterator[tuple[str, str, Any]]:
@@ -18,6 +18,8 @@ def faults(sampler: dict[str, Any], steps_given: bool) -> Iterator[tuple[str, st
     """
     method, file = sampler["sample_method"], sampler["schedule"]
     choices = ", ".join(SCHEDULED)
+    if (asked := sampler["num_sampling_steps"]) is not None and asked < (fewest := fewest_steps(method)):
+        yield "num_sampling_steps", f"{method} takes {fewest} steps or more", asked
     if sampler["noise"] == "path" and method in NOISY and method not in SCHEDULED:
         yield "noise", f"{method} draws noise that follows no path; expected draws, or one of {choices}", "path"
     if file is None:

@@ -212,6 +212,13 @@ def test_value_out_of_bounds(checked, argument, says):
     assert list(found) == [key] and says in found[key]
 
 
+def test_steps_too_few_for_the_method(checked):
+    found = refusal(checked, "sampler.sample_method=PNDM", "sampler.num_sampling_steps=3")
+    assert found == {"sampler.num_sampling_steps": found["sampler.num_sampling_steps"]}
+    assert "PNDM takes 4 steps or more" in found["sampler.num_sampling_steps"]
+    checked("sampler.sample_method=PNDM", "sampler.num_sampling_steps=4")
+
+
 @pytest.mark.parametrize(
     "argument",
     [
@@ -443,7 +450,7 @@ def test_noise_along_a_path_is_for_methods_that_can(checked):
     for method in ("DDPM", "KDPM2AncestralDiscrete"):
         found = refusal(checked, "sampler.noise=path", f"sampler.sample_method={method}")
         assert f"{method} draws noise that follows no path" in found["sampler.noise"]
-    assert checked("sampler.noise=path", "sampler.sample_method=PNDM").config["sampler"]["noise"] == "path"
+    assert checked("sampler.noise=path", "sampler.sample_method=HeunDiscrete").config["sampler"]["noise"] == "path"
 
 
 def test_the_shipped_weights_say_that_they_are(composed, tiny_checkpoint, tmp_path, monkeypatch):
