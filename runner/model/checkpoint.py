@@ -7,7 +7,6 @@ lacks a file, or holds tensors that do not fit its config, is refused with one C
 from __future__ import annotations
 
 import inspect
-import json
 import zipfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,6 +17,8 @@ from diffusers.configuration_utils import ConfigMixin
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
+
+from runner.model import object_file
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # as model.dtype has them
@@ -269,12 +270,9 @@ def _existing(folder: str | Path) -> Path:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object")
-    return value
+        return object_file.read(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def _read_file(path: Path, dtype: torch.dtype | None) -> dict[str, Tensor]:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from runner.model.object_file import read
+
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers")  # whose classes parts may be; code that lies in a folder is not run
 SCHEDULER_FILE = "scheduler_config.json"
-
-
-def read(file: Path) -> dict[str, Any]:
-    """The keys of a JSON file; ValueError, naming it, where it cannot be read or holds something else."""
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{file} cannot be read: {error}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{file} holds no keys")
-    return found
 
 
 def index(folder: Path) -> dict[str, Any]:
