@@ -7,7 +7,7 @@ from typing import Any
 
 from runner.hardware import Hardware
 from runner.model import blocks
-from runner.recording import Steps
+from runner.steps import Steps
 
 TIMED = 8  # steps of a generation whose blocks are timed: on an accelerator each reading waits for the device
 

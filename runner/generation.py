@@ -22,8 +22,8 @@ from runner.hardware import Hardware
 from runner.media import save_clip
 from runner.model import apply_template
 from runner.parallel import cfg
-from runner.recording import Steps
 from runner.sampler import schedules
+from runner.steps import Steps
 
 
 @dataclass

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from runner.model import blocks
 from runner.model.streams import Streams
-from runner.recording import Steps
+from runner.steps import Steps
 
 TOKENS = 32  # of each stream, drawn once: the errors of all ranges are then measured on the same ones
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from runner.hardware import Hardware
-from runner.recording import Steps
+from runner.steps import Steps
 
 
 class Phases:

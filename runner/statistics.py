@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
-    from runner.recording import Steps
+    from runner.steps import Steps
 
 # Histograms are kept over fixed, sign-symmetric bins, so that they merge by addition whatever the ranges were: 16 bins
 # an octave between 2^-14 and 2^16 (the leading bits of a float are its bin), one bin a sign for all that is smaller.

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from runner.block_times import BlockTimes
-from runner.recording import Steps
+from runner.steps import Steps
 
 
 class Ticking(nn.Module):

@@ -5,7 +5,7 @@ import torch
 from cache.toy_blocks import sample, toy
 
 from runner.movement import Boundaries, Movement, local_error
-from runner.recording import Steps
+from runner.steps import Steps
 
 SCALE = 3.0
 

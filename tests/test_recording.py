@@ -1,4 +1,4 @@
-"""The recording: histograms, statistics by step, calls, and where a generation stands."""
+"""The recording: histograms, statistics by step, calls."""
 
 import json
 from types import SimpleNamespace
@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import nn
 
-from runner.recording import Calls, Recording, Steps, Trajectory
+from runner.recording import Calls, Recording, Trajectory
 from runner.statistics import BINS, HISTOGRAM_EDGES, LinearStatistics, histogram
+from runner.steps import Steps
 
 
 class Toy(nn.Module):
@@ -134,12 +135,6 @@ def test_calls_come_back_as_they_were_made(tmp_path):
     assert [float(c["timestep"]) for c in calls] == [900, 900, 500, 500, 100, 100]
 
 
-def test_a_timestep_off_the_schedule_is_an_error():
-    pipeline = toy_pipeline()
-    with pytest.raises(RuntimeError, match="step 0: the transformer got timestep 700"), Steps(pipeline):
-        pipeline.transformer(hidden_states=torch.zeros(1, 6), timestep=torch.tensor(700.0))
-
-
 def test_batches_over_different_steps_are_refused(tmp_path):
     for number, steps in enumerate((2, 3)):
         folder = tmp_path / f"calib-{number}"
@@ -151,18 +146,6 @@ def test_batches_over_different_steps_are_refused(tmp_path):
     (tmp_path / "prompts.json").write_text(json.dumps(entries))
     with pytest.raises(ValueError, match=r"\[2, 3\] steps"):
         Recording(tmp_path).statistics()
-
-
-def test_a_pipeline_still_sees_what_the_scheduler_takes():
-    """Pipelines read the signature of `step` to learn whether it takes a generator."""
-    import inspect
-
-    from runner.sampler import make_scheduler
-
-    pipeline = toy_pipeline()
-    pipeline.scheduler = make_scheduler("EulerAncestralDiscrete")
-    with Steps(pipeline):
-        assert "generator" in inspect.signature(pipeline.scheduler.step).parameters
 
 
 def test_every_step_of_the_solver_comes_back_bit_for_bit(tmp_path):

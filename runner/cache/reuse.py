@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from runner.cache.policy import Policy
 from runner.model import blocks
 from runner.model.streams import Streams
-from runner.recording import Steps
+from runner.steps import Steps
 
 
 class Reuse:

@@ -10,7 +10,7 @@ from typing import Any
 
 from runner.cache.policy import Policy, Range
 from runner.hardware import Hardware
-from runner.recording import Steps
+from runner.steps import Steps
 
 RESAMPLES = 400  # of the bootstrap
 

@@ -20,7 +20,7 @@ from runner.cache.reuse import Reuse
 from runner.cache.speed import StepTimes
 from runner.generation import generate
 from runner.hardware import Hardware
-from runner.recording import Steps
+from runner.steps import Steps
 
 
 class Replay:

@@ -17,7 +17,7 @@ from runner import facts
 from runner.bench import Context
 from runner.generation import Generation, forwards, generate, save_part, spread
 from runner.phases import Phases
-from runner.recording import Steps
+from runner.steps import Steps
 
 WARMUP_STEPS = 5  # of a warm-up, as in the port; the desk counts on it
 QUANTILES = (0.5, 0.9, 0.95, 0.99)

@@ -23,8 +23,9 @@ from runner.generation import Clock, forwards, frame_rate, generate, save_part
 from runner.movement import Boundaries
 from runner.parallel.cfg import content, mirrored
 from runner.quant.calib_data import replay, write_calib_data
-from runner.recording import Calls, Recording, Steps, Trajectory
+from runner.recording import Calls, Recording, Trajectory
 from runner.statistics import LinearStatistics
+from runner.steps import Steps
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,8 @@ from runner.metrics.perceptual import ClipScore, Lpips
 from runner.model import blocks, load_transformer
 from runner.parallel.cfg import mirrored
 from runner.quant.ledger import count
-from runner.recording import Recording, Steps
+from runner.recording import Recording
+from runner.steps import Steps
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from runner.bench import Context
 from runner.generation import generate
 from runner.media import read_clip
 from runner.metrics.video import relative_error
-from runner.recording import Recording, Steps
+from runner.recording import Recording
 from runner.sampler import ays, probes, schedules
 from runner.sampler.jumps import SPACES, scale
 from runner.sampler.rules import videos
@@ -34,6 +34,7 @@ from runner.sampler.search import (
     gains_of_all,
     measure_gains,
 )
+from runner.steps import Steps
 
 RESULT = "search.json"
 

@@ -43,7 +43,8 @@ from runner.hardware import open_device
 from runner.metrics.video import relative_error
 from runner.model import load_pipeline
 from runner.movement import Movement
-from runner.recording import Recording, Steps
+from runner.recording import Recording
+from runner.steps import Steps
 
 RATIOS = (1.3, 1.5)
 TARGETS = (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7)  # predicted speed of each group of the ranking

@@ -36,8 +36,8 @@ from runner.generation import generate
 from runner.hardware import open_device
 from runner.metrics.paired import paired_interval
 from runner.model import blocks, load_pipeline
-from runner.recording import Steps
 from runner.sampler import schedules
+from runner.steps import Steps
 
 WANTED = {"all, 50 steps": 2.3, "all, 25 steps": 3.5}
 RESAMPLES = 2000

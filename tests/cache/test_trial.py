@@ -17,7 +17,7 @@ from runner.cache.trial import Case, Trials
 from runner.hardware import open_device
 from runner.model import load_pipeline
 from runner.movement import Boundaries, Movement
-from runner.recording import Steps
+from runner.steps import Steps
 
 STEPS, NOTHING = 8, Policy((None,) * 8)
 ARGUMENTS = ("+recipe=osp12_float", "model.dtype=fp32", f"sampler.num_sampling_steps={STEPS}")

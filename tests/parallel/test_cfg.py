@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from runner.parallel import cfg, mesh
-from runner.recording import Steps
 from runner.statistics import LinearStatistics
+from runner.steps import Steps
 
 
 class Toy(nn.Module):
