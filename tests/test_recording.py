@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from runner.recording import Calls, Recording, Trajectory
-from runner.statistics import BINS, HISTOGRAM_EDGES, LinearStatistics, histogram
+from runner.statistics import BINS, HISTOGRAM_EDGES, LinearStatistics, _extremes, histogram
 from runner.steps import Steps
 
 
@@ -74,6 +74,23 @@ def test_histogram_puts_each_value_between_its_edges(values):
     for value, counts in zip(x, histogram(x[:, None]), strict=True):
         low, high = (float(HISTOGRAM_EDGES[int(counts.argmax()) + i]) for i in (0, 1))
         assert low <= max(min(float(value), float(HISTOGRAM_EDGES[-1])), float(HISTOGRAM_EDGES[0])) <= high
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+@given(st.lists(st.floats(-60000, 60000, width=16), min_size=1, max_size=12), st.integers(1, 3))
+@settings(max_examples=60, deadline=None)
+def test_extremes_are_the_true_ones_whatever_the_signs(dtype, values, channels):
+    x = torch.tensor(values, dtype=dtype)[None, :, None] * torch.tensor([1.0, -0.5, 0.0], dtype=dtype)[:channels]
+    low, high, absmax = _extremes(torch.cat([x, x.abs(), -x.abs() - 1]))
+    for row, each in enumerate((x[0], x[0].abs(), -x[0].abs() - 1)):
+        assert (low[row], high[row]) == (each.min(), each.max())
+        assert torch.equal(absmax[row], each.abs().amax(0))
+
+
+def test_extremes_do_not_lose_what_is_no_number():
+    low, high, absmax = _extremes(torch.tensor([[[1.0], [float("nan")]], [[2.0], [float("inf")]]]))
+    assert high.isnan().tolist() == [True, False] and absmax.isnan().flatten().tolist() == [True, False]
+    assert (float(low[1]), float(high[1])) == (2.0, float("inf"))
 
 
 def test_statistics_hold_what_each_linear_got_at_each_step(tmp_path):
