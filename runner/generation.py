@@ -187,9 +187,15 @@ def frame_rate(config: Mapping[str, Any]) -> float:
 def save_part(generation: Generation, row: int, folder: Path, video: Path | None, fps: float) -> list[Path]:
     """Write clip `row` of a batch: latents and frames into `folder`, and the clip to watch at `video` (plus suffix).
 
-    What was written outside of `folder` is returned.
+    What was written outside of `folder` is returned. FloatingPointError for latents that are not finite: such a clip is
+    black, and ranges or searches made of it mean nothing.
     """
-    save_file({"latents": generation.latents[row : row + 1].contiguous()}, folder / "latents.safetensors")
+    latents = generation.latents[row : row + 1].contiguous()
+    if not latents.isfinite().all():
+        raise FloatingPointError(
+            "the latents of a clip are not finite: the model overflows in its dtype; try model.dtype=bf16 or fp32"
+        )
+    save_file({"latents": latents}, folder / "latents.safetensors")
     frames = generation.frames[row].contiguous()
     save_file({"frames": frames}, folder / "frames.safetensors")
     if video is None:

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from runner.generation import generate
+from runner.generation import Generation, generate, save_part
 from runner.hardware import open_device
 from runner.model import load_pipeline
 from runner.sampler import schedules
@@ -59,3 +59,14 @@ def test_a_path_belongs_to_its_seed_whatever_the_batch(pipeline, config):
     both = latents(pipeline, config, seeds=(5, 6), noise="path", num_sampling_steps=4).float()
     alone = latents(pipeline, config, seeds=(6,), noise="path", num_sampling_steps=4).float()
     assert float((both[1:] - alone).norm() / alone.norm()) < 0.05
+
+
+def test_a_clip_that_overflowed_is_refused_before_anything_is_made_of_it(tmp_path):
+    latents = torch.zeros(2, 4, 1, 2, 2)
+    latents[1, 0, 0, 0, 0] = float("nan")
+    generation = Generation(latents, torch.zeros(2, 1, 4, 4, 3, dtype=torch.uint8))
+    save_part(generation, 0, tmp_path, None, 1.0)
+    (tmp_path / "latents.safetensors").unlink()
+    with pytest.raises(FloatingPointError, match="model.dtype"):
+        save_part(generation, 1, tmp_path, None, 1.0)
+    assert not (tmp_path / "latents.safetensors").exists()
