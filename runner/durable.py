@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".part"  # names that end so are still being written; whoever finds one later may throw it away
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def unfinished(target: Path) -> Path:
@@ -89,3 +91,12 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def disk_was_full(error: BaseException | None) -> bool:
+    """Whether space was the reason. Writers that are not Python's have words for it, and no number."""
+    while error is not None:
+        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

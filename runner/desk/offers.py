@@ -14,9 +14,9 @@ from typing import Any, Literal, Union, get_args, get_origin
 from runner.desk import recipes
 from runner.desk.checkpoints import rules_of
 from runner.desk.faults import spell
-from runner.desk.graph import STAGES
 from runner.desk.precedence import defaults
 from runner.desk.schema import AVAILABLE, Config, architectures, field
+from runner.desk.stages import STAGES
 
 OPTIONS = ("--help", "--cfg", "--info", "--multirun", "--resolve", "--package")
 # What stands in a recipe for a value that comes from elsewhere: it must be given, or it is another key's.

@@ -18,12 +18,13 @@ from typing import Any
 
 from runner.desk import earlier, provenance, report
 from runner.desk.checkpoints import EMBEDDED, PARTS
-from runner.desk.config import PATHS, Checked, check
+from runner.desk.config import Checked, check
 from runner.desk.faults import Fault, Refused, nearest_key
 from runner.desk.fingerprints import sha256
 from runner.desk.job import claim, follow, plan, try_page
 from runner.desk.launch import RunFailed
 from runner.desk.precedence import NAMING, Explicit, leaves
+from runner.desk.rules import PATHS
 from runner.durable import write_json
 
 RERUN = "rerun.json"  # in the new run's folder: of which run, and what came out

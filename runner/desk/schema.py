@@ -1,7 +1,7 @@
 """What each key of a run means and may be; what it is by default stands in conf/ alone.
 
 One class a section of the configuration, named like its conf group. Rules that a key's own type cannot say (between
-groups, about files, or of one model) are in config.py and in the model's rules.py.
+groups, about files, or of one model) are in rules.py and in the model's rules.py.
 """
 
 from __future__ import annotations

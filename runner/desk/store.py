@@ -16,7 +16,6 @@ Files of a draft that lie in no folder are written last, so those of a run that 
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -32,13 +31,21 @@ from runner.desk import machine
 from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.locks import Held, lock
-from runner.durable import UNFINISHED, drop_unfinished, exchange, sync, sync_tree, write_json, write_whole
+from runner.durable import (
+    UNFINISHED,
+    disk_was_full,
+    drop_unfinished,
+    exchange,
+    sync,
+    sync_tree,
+    write_json,
+    write_whole,
+)
 
 FORMAT = 1  # of manifest.json; what has a newer one is not made again over it
 MANIFEST = "manifest.json"
 NOT_STORED = "not stored yet"
 AGAIN = "-again"  # of the draft of what is stored and made again
-FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @dataclass(frozen=True)
@@ -124,7 +131,7 @@ class Store:
                 yield found()  # perhaps another one has made it since
             except BaseException as error:
                 self._drop_unfinished(f"{stage}-{key}")  # so that there is space to write the failure down
-                if not _is_full(error):
+                if not disk_was_full(error):
                     raise
                 raise StoreFull(
                     f"the disk is full ({error}). Finished parts are kept: make room (`python -m runner prune "
@@ -302,12 +309,3 @@ def _made(folder: Path) -> float:
         return (folder / MANIFEST).stat().st_mtime
     except FileNotFoundError:
         return 0.0
-
-
-def _is_full(error: BaseException | None) -> bool:
-    """Whether space was the reason. Writers that are not Python's have words for it, and no number."""
-    while error is not None:
-        if getattr(error, "errno", None) in FULL or any(os.strerror(number) in str(error) for number in FULL):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from model.diffusers.test_rules import folder as pipeline_folder
 
-from runner.desk import checkpoints, config
+from runner.desk import checkpoints, rules
 from runner.desk.faults import Refused
 from runner.desk.precedence import leaves
 from runner.desk.recipes import folder, recipes
@@ -240,10 +240,10 @@ def test_what_a_later_version_brings_is_refused_by_name(checked, argument):
 )
 def test_a_vendor_s_device_is_refused_where_its_package_is_absent(checked, monkeypatch, device, says):
     asked = []
-    monkeypatch.setattr(config, "find_spec", lambda name: asked.append(name))
+    monkeypatch.setattr(rules, "find_spec", lambda name: asked.append(name))
     found = refusal(checked, f"hardware={device}")
     assert list(found) == ["hardware.device"] and says in found["hardware.device"] and asked == [f"torch_{device}"]
-    monkeypatch.setattr(config, "find_spec", lambda name: object())
+    monkeypatch.setattr(rules, "find_spec", lambda name: object())
     assert checked(f"hardware={device}").config["hardware"]["device"] == device
 
 
@@ -413,8 +413,8 @@ def test_cuda_without_a_gpu_shows_before_torch(checked, monkeypatch, driver, tor
         if not driver:
             raise OSError(name)
 
-    monkeypatch.setattr(config.ctypes, "CDLL", load)
-    monkeypatch.setattr(config.metadata, "version", lambda package: torch)
+    monkeypatch.setattr(rules.ctypes, "CDLL", load)
+    monkeypatch.setattr(rules.metadata, "version", lambda package: torch)
     if says is None:
         assert checked("hardware=cuda").config["hardware"]["device"] == "cuda"
     else:

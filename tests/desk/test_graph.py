@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runner.desk import graph
+from runner.desk import graph, stages
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.precedence import leaves
 from runner.desk.schema import keys as schema_keys
@@ -109,7 +109,7 @@ def test_a_key_changes_exactly_when_a_needed_field_does(config, key, value, expe
 
 def test_the_lists_above_are_complete():
     assert {key for key, _, _ in EXPECTED} | BY_OTHER_TESTS == set(schema_keys("osp12"))
-    assert {"model.call", "model.blocks", "model.text_encoder_3"} <= set(graph.GENERATION)
+    assert {"model.call", "model.blocks", "model.text_encoder_3"} <= set(stages.GENERATION)
     own = {key for key in schema_keys("opensora12") if key not in schema_keys("osp12")}
     assert own <= {*OPENSORA12, *OPENSORA12_NOTHING, "model.vae2d", "model.vae3d"}
 
@@ -155,10 +155,10 @@ def test_each_loop_is_a_generation(opensora12):
 
 
 def test_every_key_of_the_schema_is_decided_upon():
-    read = {key for stage in graph.STAGES for key in (*stage.fields, *stage.sets.values())}
-    decided = {*graph.NO_RESULT, *read}
+    read = {key for stage in stages.STAGES for key in (*stage.fields, *stage.sets.values())}
+    decided = {*stages.NO_RESULT, *read}
     assert {key for key in schema_keys() if not key.startswith("prompts.")} == decided
-    assert not set(graph.NO_RESULT) & {key for stage in graph.STAGES for key in stage.fields}
+    assert not set(stages.NO_RESULT) & {key for stage in stages.STAGES for key in stage.fields}
 
 
 def test_percentile_counts_for_its_observer(config):
@@ -279,7 +279,7 @@ def test_a_new_version_of_a_stage_makes_it_and_what_builds_on_it_anew(config, mo
     before = keys(config)
     from dataclasses import replace
 
-    raised = tuple(replace(s, version=s.version + 1) if s.name == "calibrate" else s for s in graph.STAGES)
+    raised = tuple(replace(s, version=s.version + 1) if s.name == "calibrate" else s for s in stages.STAGES)
     monkeypatch.setattr(graph, "STAGES", raised)
     after = keys(config)
     assert {stage for stage in before if before[stage] != after[stage]} == {"calibrate", "quantize", "sample"}

@@ -10,7 +10,8 @@ from markupsafe import Markup
 from runner.desk import wording
 from runner.desk.report.page import Section
 from runner.desk.report.plot import Axis, Point, heat, scatter
-from runner.desk.report.read import Run, number, pick
+from runner.desk.report.read import Run
+from runner.desk.report.values import number, pick
 
 SPEED = Axis("speed of the loop, all computed = 1", wording.times)
 DAMAGE = Axis("error of the latents", wording.digits)

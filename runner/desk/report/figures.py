@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from runner.desk import wording
-from runner.desk.report.read import Run, number
+from runner.desk.report.read import Run
+from runner.desk.report.values import number
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.desk import wording
-from runner.desk.report.read import Clip, Layer, Run, number, pick
+from runner.desk.report.read import Clip, Layer, Run
+from runner.desk.report.values import number, pick
 
 WORST_LAYERS = 12
 

@@ -1,14 +1,14 @@
 """A run folder as one value. What is missing or broken in it is said in `Run.gaps`, never raised: the page of a run
 that failed, or is still under way, is the page that somebody needs most."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from runner.desk.report.files import Entry, png_size, tree
+from runner.desk.report.values import Reader, items, mapping, number, pick, rows
 
 EXPORTS = ("quant_model_weight_*.safetensors*", "quant_model_description_*.json")
 FLOAT_WEIGHTS = "diffusion_pytorch_model*.safetensors"
@@ -112,31 +112,6 @@ class Run:
         return None if scheme in (None, "none") else str(scheme).upper()
 
 
-@dataclass
-class Reader:
-    """Reads JSON from a run folder and remembers what it could not read."""
-
-    folder: Path
-    gaps: list[str] = field(default_factory=list)
-
-    def mapping(self, path: str, expected: bool) -> dict[str, Any]:
-        value = self._json(path, expected)
-        return value if isinstance(value, dict) else {}
-
-    def rows(self, path: str, expected: bool) -> list[dict[str, Any]]:
-        return _rows(self._json(path, expected))
-
-    def _json(self, path: str, expected: bool) -> Any:
-        try:
-            return json.loads((self.folder / path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if expected:
-                self.gaps.append(f"{path} is not there.")
-        except (OSError, ValueError) as error:
-            self.gaps.append(f"{path} cannot be read: {error}.")
-        return None
-
-
 def read_run(folder: Path) -> Run:
     """The run of a folder. Raises FileNotFoundError only where there is no such folder."""
     if not folder.is_dir():
@@ -145,7 +120,7 @@ def read_run(folder: Path) -> Run:
     run = reader.mapping("run.json", expected=True)
     plan = reader.mapping("plan.json", expected=True)
     status = reader.mapping("status.json", expected=False)
-    config = _mapping(run.get("config"))
+    config = mapping(run.get("config"))
     done = status.get("state") == "done"
     stages = _stages(reader, plan, status)
     made = {stage.name for stage in stages if stage.state in ("done", "reused")}
@@ -159,10 +134,10 @@ def read_run(folder: Path) -> Run:
         folder=folder,
         name=str(run.get("name") or folder.name),
         created=str(run.get("created") or ""),
-        command=[str(word) for word in _list(run.get("command"))],
+        command=[str(word) for word in items(run.get("command"))],
         config=config,
-        origin=_mapping(run.get("origin")),
-        checkpoint=_mapping(run.get("checkpoint")),
+        origin=mapping(run.get("origin")),
+        checkpoint=mapping(run.get("checkpoint")),
         state=str(status.get("state") or "waiting"),
         error=str(status["error"]) if status.get("error") else None,
         failed_stage=str(status["stage"]) if status.get("state") == "failed" and status.get("stage") else None,
@@ -172,16 +147,16 @@ def read_run(folder: Path) -> Run:
         clips=_clips(reader, metrics, long, changed, done and "sample" in made),
         contact_sheet="sample/contact_sheet.png" if sheet.is_file() else None,
         contact_sheet_size=png_size(sheet),
-        summary=_mapping(metrics.get("summary")),
-        ledger=_mapping(metrics.get("ledger")),
-        cache=_mapping(metrics.get("cache")),
+        summary=mapping(metrics.get("summary")),
+        ledger=mapping(metrics.get("ledger")),
+        cache=mapping(metrics.get("cache")),
         cache_search=reader.mapping("search-cache/search.json", expected="search-cache" in made),
         cache_measured=reader.mapping("measurements/search-cache.json", expected=False),
         measured=reader.mapping("measurements/sample.json", expected="sample" in made),
         recorded=reader.mapping(f"measurements/{long}.json", expected=False),
         schedule=reader.mapping("search-schedule/search.json", expected="search-schedule" in made),
         layers=_layers(reader.rows("quantize/layers.json", expected="quantize" in made)),
-        float_bytes=_float_bytes(_mapping(run.get("checkpoint")), _mapping(metrics.get("ledger"))),
+        float_bytes=_float_bytes(mapping(run.get("checkpoint")), mapping(metrics.get("ledger"))),
         export_bytes=sum(file.stat().st_size for file in exports) or None,
         files=tree(folder),
         provenance=reader.mapping("provenance.json", expected=True),
@@ -200,38 +175,9 @@ def arm(config: Mapping[str, Any]) -> str | None:
     return " + ".join(names) or None
 
 
-def pick(mapping: Any, *keys: str) -> Any:
-    """mapping[k1][k2]..., or None where any of them is missing."""
-    for key in keys:
-        mapping = mapping.get(key) if isinstance(mapping, Mapping) else None
-    return mapping
-
-
-def number(mapping: Any, *keys: str) -> float | None:
-    """`pick` where it is a finite number; the median where it is a spread of measurements; else None."""
-    value = pick(mapping, *keys)
-    if isinstance(value, Mapping):
-        value = value.get("median")
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
-        return float(value)
-    return None
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _rows(value: Any) -> list[dict[str, Any]]:
-    return [row for row in _list(value) if isinstance(row, dict)]
-
-
 def _stages(reader: Reader, plan: Mapping[str, Any], status: Mapping[str, Any]) -> list[Stage]:
     """The plan's lines; a stage before the one that status.json names is over, one after it has not begun."""
-    planned = _rows(plan.get("stages"))
+    planned = rows(plan.get("stages"))
     names = [str(row.get("stage")) for row in planned]
     state, current = status.get("state"), status.get("stage")
     position = names.index(current) if current in names else (len(names) if state == "done" else 0)
@@ -264,7 +210,7 @@ def _clips(reader: Reader, metrics: Mapping[str, Any], dump: str, changed: bool,
         for row in reader.rows(f"{dump}/prompts.json", expected=False)
         if "text" in (row.get("roles") or ["text"])
     }
-    figures = {row.get("index"): row for row in _rows(metrics.get("prompts"))}
+    figures = {row.get("index"): row for row in rows(metrics.get("prompts"))}
     clips = []
     for place, row in enumerate(reader.rows("sample/prompts.json", expected=sampled)):
         prompt, seed = row.get("prompt"), row.get("seed")
@@ -292,7 +238,7 @@ def _layers(rows: Sequence[Mapping[str, Any]]) -> list[Layer]:
                 snr_db=_decibel(row, "snr_db"),
                 worst_call_snr_db=_decibel(row, "worst_call_snr_db"),
                 weight_snr_db=_decibel(row, "weight_snr_db"),
-                shape=" × ".join(map(str, _list(row.get("shape")))),
+                shape=" × ".join(map(str, items(row.get("shape")))),
                 quantized=bool(row.get("quantized", True)),
                 why=str(row.get("why") or ""),
             )

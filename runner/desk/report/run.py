@@ -11,7 +11,8 @@ from runner.desk.report.files import Entry
 from runner.desk.report.ledger import clip_figures, highlights, ledger, verdict, worst_layers
 from runner.desk.report.page import Section, render, write_page
 from runner.desk.report.plot import Axis, Point, scatter
-from runner.desk.report.read import Run, number, pick, read_run
+from runner.desk.report.read import Run, read_run
+from runner.desk.report.values import number, pick
 
 CLIPS_AT_ONCE = 12  # more of them wait behind a click, or a run of 300 prompts would load 600 videos
 TINY = 128  # pixels: clips up to this wide are shown magnified, pixel by pixel
