@@ -64,12 +64,23 @@ def rules_of(model: Mapping[str, Any]) -> Any:
 
 def blocks(model: Mapping[str, Any]) -> int | None:
     """How many blocks the transformer of a model section has; None where no config.json on this machine tells."""
+    return _of_transformer(model, "BLOCKS")
+
+
+def heads(model: Mapping[str, Any]) -> int | None:
+    """How many heads its attention has; None where no config.json on this machine tells."""
+    return _of_transformer(model, "HEADS")
+
+
+def _of_transformer(model: Mapping[str, Any], word: str) -> int | None:
+    """The number in the transformer's config.json under the key that the model's rules give for a word."""
+    rules = rules_of(model)
     try:
-        content = json.loads((Path(model["checkpoint"]) / "config.json").read_text(encoding="utf-8"))
+        folder = Path(model["checkpoint"]) / getattr(rules, "TRANSFORMER", "")
+        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    rules = import_module(f"runner.model.{model['name']}.rules")
-    found = content.get(rules.BLOCKS) if hasattr(rules, "BLOCKS") and isinstance(content, dict) else None
+    found = content.get(getattr(rules, word, None)) if isinstance(content, dict) else None
     return found if isinstance(found, int) else None
 
 

@@ -54,7 +54,6 @@ def check(composed: DictConfig, explicitly: Explicit) -> Checked:
     faults = _by_schema(config, explicitly.demanded)
     wrong = {fault.key for fault in faults}
     faults += [fault for fault in _later(config) if fault.key not in wrong]
-    wrong |= {fault.key for fault in faults}
     faults += [fault for fault in between(config, checkpoint, wrong, explicitly) if fault.key not in wrong]
     sources = {"recipe": "by the recipe", "checkpoint": f"by {checkpoint and checkpoint.path}/{DEFAULTS}"}
     if faults:

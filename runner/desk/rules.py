@@ -85,6 +85,8 @@ def between(
     model["checkpoint"] = checkpoint.path
     if not any(key.partition(".")[0] in ("cache", "sampler") for key in wrong):
         yield from _cache(config)
+    if good("parallel.ulysses") and (heads := checkpoints.heads(model)):
+        yield from itertools.starmap(Fault, parallel.head_faults(config["parallel"], heads))
     if good(*(f"model.{part}" for part in rules.PARTS)):
         places, missing = checkpoints.components(model, checkpoint)
         model |= places

@@ -23,3 +23,13 @@ def faults(config: Mapping[str, Any], joint_asked: bool) -> Iterator[tuple[str, 
         yield "parallel.cfg", sentence, True
     if parallel["cfg"] and joint_asked:
         yield "sampler.guidance_batch", "expected separate: with parallel.cfg each branch has a process", "joint"
+
+
+def head_faults(parallel: Mapping[str, Any], heads: int) -> Iterator[tuple[str, str, Any]]:
+    """The same of processes that share one sequence: outside of attention each has some tokens, in it some heads."""
+    if heads % parallel["ulysses"]:
+        yield (
+            "parallel.ulysses",
+            f"expected a divisor of the {heads} heads of the model's attention",
+            parallel["ulysses"],
+        )

@@ -13,6 +13,8 @@ from .signature import call
 SAMPLE_METHODS = ()  # the folder says
 PARTS = ()  # all are in the folder
 GUIDANCE_BATCHES = (None,)  # the pipeline decides
+TRANSFORMER = "transformer"  # the folder in the checkpoint's that has its config.json
+HEADS = "num_attention_heads"  # the key there that says how many heads attention has
 CACHES = False  # reuse of blocks is not tested on foreign pipelines yet
 # Arguments that make more of a call than text to images or to a video.
 OTHER_INPUTS = (

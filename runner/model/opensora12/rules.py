@@ -22,6 +22,7 @@ RELEASED = {
     "vae3d": "OpenSora-VAE-v1.2",
 }
 CLASS_NAMES = ("STDiT3", "OpenSora12Transformer")  # what config.json may call the transformer: release, this project
+HEADS = "num_heads"  # the key of config.json that says how many heads attention has
 STEMS = ("model", "diffusion_pytorch_model")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")

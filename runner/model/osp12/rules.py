@@ -23,6 +23,7 @@ TIME_FACTOR = 4  # frames a latent frame holds, after the first, which stands al
 SIDE_FACTOR = 16  # pixels a token spans: 8 by the VAE, 2 by the patches
 MAX_SEQUENCE_LENGTH = 512  # tokens of text that the model was trained with
 BLOCKS = "num_layers"  # the key of config.json that says how many blocks there are
+HEADS = "num_attention_heads"  # and how many heads their attention has
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 
 

@@ -10,8 +10,10 @@ from runner.model.diffusers import folder as folders
 from runner.model.diffusers import rules
 from runner.model.diffusers.rules import (  # noqa: F401  # for the desk
     CACHES,
+    HEADS,
     PARTS,
     SAMPLE_METHODS,
+    TRANSFORMER,
     components,
     faults,
     sample_methods,
