@@ -45,6 +45,12 @@ def forwards(pipeline: Any, num_sampling_steps: int) -> int:
     return len(pipeline.scheduler.timesteps)
 
 
+def is_ours(pipeline: Any) -> bool:
+    """Whether a pipeline was written here: then its call takes timesteps, and how guidance is batched, and casts the
+    latents that it is given."""
+    return "guidance_batch" in inspect.signature(pipeline.__call__).parameters
+
+
 def generate(
     pipeline: Any,
     config: Mapping[str, Any],
@@ -59,8 +65,9 @@ def generate(
 ) -> Generation:
     """Generate one clip for each prompt, each from noise of its own seed, in one batch. Without `decode` it ends with
     the latents, and frames are empty. `timesteps` are those to take instead of the configuration's; `latents`
-    [B,C,T,H,W] those to start from, as the scheduler keeps them at the first timestep. `steps` says where the
-    generation stands, to whoever has entered it already."""
+    [B,C,T,H,W] those to start from, as the scheduler keeps them at the first timestep, in float32 or, of a foreign
+    pipeline, in the dtype that it keeps them in. `steps` says where the generation stands, to whoever has entered it
+    already."""
     model, sampler = config["model"], config["sampler"]
     negative = model.get("negative_prompt", "")
     # Noise is drawn on the host, so that one seed gives the same noise on every device.
@@ -93,19 +100,18 @@ def generate(
         **model.get("call", {}),
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
-    known = inspect.signature(pipeline.__call__).parameters
-    if config["parallel"]["cfg"] and "guidance_batch" not in known:
+    known, ours = inspect.signature(pipeline.__call__).parameters, is_ours(pipeline)
+    if config["parallel"]["cfg"] and not ours:
         raise ValueError(
             f"{type(pipeline).__name__} cannot run its branches of guidance apart: parallel.cfg needs that"
         )
     if timesteps is None and sampler["schedule"] is not None:
         timesteps = schedules.timesteps(Path(sampler["schedule"]))
-    ours = "guidance_batch" in known  # a pipeline of this project: its call takes the timesteps itself
     if timesteps is not None and ours:
         arguments["timesteps"] = timesteps
-    if latents is not None:  # the pipeline scales what it is given
+    if latents is not None:  # the pipeline scales what it is given, where its scheduler does
         pipeline.scheduler.set_timesteps(timesteps=timesteps)
-        arguments["latents"] = latents.float() / float(pipeline.scheduler.init_noise_sigma)
+        arguments["latents"] = latents / float(getattr(pipeline.scheduler, "init_noise_sigma", 1.0))
     if hasattr(pipeline.scheduler, "follow_paths"):  # the others draw no noise, or the desk has refused paths
         pipeline.scheduler.follow_paths(seeds if sampler["noise"] == "path" else None, config["recording"]["steps"])
     pipeline.set_progress_bar_config(disable=True)  # the stage has one bar for all its clips

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing import Any
 
 from runner.desk.faults import Fault
 from runner.desk.recipes import PACKAGE
+from runner.model.object_file import read
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = PACKAGE / "embedded" / "weights"
@@ -63,24 +63,21 @@ def rules_of(model: Mapping[str, Any]) -> Any:
 
 
 def blocks(model: Mapping[str, Any]) -> int | None:
-    """How many blocks the transformer of a model section has; None where no config.json on this machine tells."""
-    return _of_transformer(model, "BLOCKS")
+    """How many blocks the transformer of a model section has, some more at the most; None where no file on this machine
+    tells."""
+    try:
+        return int(rules_of(model).blocks(model)) or None
+    except (OSError, ValueError, TypeError):
+        return None
 
 
 def heads(model: Mapping[str, Any]) -> int | None:
     """How many heads its attention has; None where no config.json on this machine tells."""
-    return _of_transformer(model, "HEADS")
-
-
-def _of_transformer(model: Mapping[str, Any], word: str) -> int | None:
-    """The number in the transformer's config.json under the key that the model's rules give for a word."""
     rules = rules_of(model)
     try:
-        folder = Path(model["checkpoint"]) / getattr(rules, "TRANSFORMER", "")
-        content = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = read(Path(model["checkpoint"]) / getattr(rules, "TRANSFORMER", "") / "config.json").get(rules.HEADS)
+    except ValueError:
         return None
-    found = content.get(getattr(rules, word, None)) if isinstance(content, dict) else None
     return found if isinstance(found, int) else None
 
 

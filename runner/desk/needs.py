@@ -6,7 +6,6 @@ forward and a decoding hold at once.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import shutil
@@ -22,6 +21,7 @@ from runner.desk.checkpoints import rules_of, weight_files
 from runner.desk.faults import Fault
 from runner.desk.forwards import forwards, shared
 from runner.desk.wording import plain, size
+from runner.model import heads
 from runner.model.shapes import Shapes
 
 if TYPE_CHECKING:
@@ -161,15 +161,11 @@ def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of each tensor in a file of weights; of another kind than safetensors, its size in float32."""
     if file.suffix not in WEIGHTS:
         return
-    size = file.stat().st_size
     try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            head = json.loads(opened.read(length)) if file.suffix == ".safetensors" and length < size else {}
-            tensors = [(name, tuple(tensor["shape"])) for name, tensor in head.items() if name != "__metadata__"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        tensors = []  # whoever loads it will say what is wrong
-    yield from tensors or [("", (size // 4,))]
+        tensors = heads.tensors(file) if file.suffix == ".safetensors" else {}
+    except (OSError, ValueError):
+        tensors = {}  # whoever loads it will say what is wrong
+    yield from tensors.items() or [("", (file.stat().st_size // 4,))]
 
 
 def short_of_disk(planned: Iterable[PlannedStage], store: Store) -> Fault | None:

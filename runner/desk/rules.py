@@ -72,6 +72,8 @@ def between(
         yield from _guidance(config, getattr(rules, "GUIDANCE_BATCHES", GUIDANCE_BATCHES))
         if methods := rules.SAMPLE_METHODS or rules.sample_methods(checkpoint and checkpoint.folder):
             yield from _sampler(config, methods, explicitly)
+            if checkpoint is not None and checkpoint.folder is not None:
+                yield from _solver(config["sampler"], rules, checkpoint.folder)
     found = list(rules.faults({name: value for name, value in model.items() if good(f"model.{name}")}))
     yield from (Fault(f"model.{name}", sentence, model[name]) for name, sentence in found)
     if not found and not any(key.startswith("model.") for key in wrong):
@@ -173,13 +175,25 @@ def _sampler(config: Mapping[str, Any], methods: Sequence[str], explicitly: Expl
         yield Fault(f"sampler.{name}", sentence, value)
 
 
+def _solver(sampler: dict[str, Any], model: Any, folder: Path) -> Iterator[Fault]:
+    """What the solver of a checkpoint that brings its own is not configured for; `model` are the model's rules."""
+    from runner.sampler import rules
+
+    if not hasattr(model, "solver"):
+        return
+    try:
+        settings = model.solver(folder)
+    except ValueError:
+        return  # the checkpoint is what is wrong
+    yield from (Fault(f"sampler.{key}", *rest) for key, *rest in rules.solver_faults(sampler, settings))
+    if sampler["videos_path"] is not None:
+        sentence = "how a foreign pipeline makes latents of clips is not known; expected null"
+        yield Fault("sampler.videos_path", sentence, sampler["videos_path"])
+
+
 def _cache(config: Mapping[str, Any]) -> Iterator[Fault]:
     from runner.cache import rules
 
-    name, policy = config["model"]["name"], config["cache"]["policy"]
-    if policy != "none" and not getattr(checkpoints.rules_of(config["model"]), "CACHES", True):
-        yield Fault("cache.policy", f"expected none: reuse of blocks is not there yet with model={name}", policy)
-        return
     blocks = checkpoints.blocks(config["model"])
     for name, sentence, value in rules.faults(config["cache"], evaluations(config["sampler"]), blocks):
         yield Fault(f"cache.{name}", sentence, value)

@@ -19,29 +19,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-Family = Literal["ancestral", "euler", "multistep"]
-FAMILIES: dict[str, Family] = {
-    "EulerAncestralDiscrete": "ancestral",
-    "EulerDiscrete": "euler",
-    "DDIM": "euler",
-    "DPMSolverMultistep": "multistep",
-    "RFLOW": "euler",
-}
-# How a solver keeps x0 + sigma noise: as it stands, times 1 / sqrt(1 + sigma^2), or times 1 / (1 + sigma), which is
-# (1 - t) x0 + t noise with sigma = t / (1 - t).
-Space = Literal["exploding", "preserving", "flow"]
-SPACES: dict[str, Space] = {
-    "EulerAncestralDiscrete": "exploding",
-    "EulerDiscrete": "exploding",
-    "DDIM": "preserving",
-    "DPMSolverMultistep": "preserving",
-    "RFLOW": "flow",
-}
+from .methods import Family, Space
 
 
 def scale(space: Space, sigma: float) -> float:
@@ -52,12 +34,13 @@ def scale(space: Space, sigma: float) -> float:
 def x0_of(latents: Tensor, prediction: Tensor, sigma: float, kind: str, space: Space) -> Tensor:
     """The x0 that a prediction stands for, float32.
 
-    `kind`: epsilon, v_prediction or sample, as diffusers call them; or velocity, which is data minus noise.
-    Raises ValueError on another kind.
+    `kind`: epsilon, v_prediction, sample or flow_prediction (noise minus data), as diffusers calls them; or velocity,
+    which is data minus noise. Raises ValueError on another kind.
     """
     model = prediction.float()
-    if kind == "velocity":
-        return latents.float() + (1 - scale("flow", sigma)) * model
+    if kind in ("velocity", "flow_prediction"):
+        share = 1 - scale("flow", sigma)
+        return latents.float() + (share if kind == "velocity" else -share) * model
     state = latents.float() / scale(space, sigma)
     if kind == "epsilon":
         return state - sigma * model
@@ -65,7 +48,7 @@ def x0_of(latents: Tensor, prediction: Tensor, sigma: float, kind: str, space: S
         return (state - sigma * (1 + sigma**2) ** 0.5 * model) / (1 + sigma**2)
     if kind == "sample":
         return model
-    raise ValueError(f"prediction_type is {kind!r}; expected epsilon, v_prediction or sample")
+    raise ValueError(f"prediction_type is {kind!r}; expected epsilon, v_prediction, sample or a velocity")
 
 
 def gram(predictions: Tensor, columns: int = 1 << 16) -> Tensor:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import schedules
-from .methods import FLOWS, FOLLOWING, NOISY, SCHEDULED, fewest_steps
+from .methods import FLOWS, FOLLOWING, NOISY, SCHEDULED, UNSEARCHED, fewest_steps
 
 
 def faults(sampler: dict[str, Any], steps_given: bool) -> Iterator[tuple[str, str, Any]]:
@@ -48,6 +48,30 @@ def videos(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.mp4"))
 
 
+# What a solver's configuration must say, if anything, for a schedule to mean what it does here.
+TAKEN = {"FlowMatchEulerDiscrete": {"invert_sigmas": False}}
+# And for a search to know its steps; a second order in DPM's, as the release has it.
+SEARCHED: dict[str, dict[str, Any]] = {
+    "FlowMatchEulerDiscrete": {"stochastic_sampling": False},
+    "DPMSolverMultistep": {
+        **{"algorithm_type": "dpmsolver++", "solver_order": 2, "solver_type": "midpoint", "euler_at_final": False},
+        **dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"), False),
+        **{"use_flow_sigmas": False, "thresholding": False},
+    },
+    "EulerDiscrete": dict.fromkeys(("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"), False),
+}
+
+
+def solver_faults(sampler: dict[str, Any], settings: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """(key, sentence, value) of what a checkpoint's own configuration of its solver, `settings`, does not allow."""
+    method = sampler["sample_method"]
+    for key, tables in (("schedule", (TAKEN,)), ("search", (TAKEN, SEARCHED))):
+        for name, value in ((n, v) for table in tables for n, v in table.get(method, {}).items()):
+            if sampler[key] is not None and settings.get(name, value) not in (value, None):
+                sentence = f"this checkpoint's {method} has {name}: {settings[name]}; schedules are for {value} alone"
+                yield key, sentence, sampler[key]
+
+
 def search_faults(
     sampler: dict[str, Any], recorded: int, given: Callable[[str], bool]
 ) -> Iterator[tuple[str, str, Any]]:
@@ -62,7 +86,8 @@ def search_faults(
             yield "save_dir", "no schedule is searched that could be put there (sampler.search)", sampler["save_dir"]
         return
     if method not in SCHEDULED:
-        why = f"none is searched for {method} yet" if method in FOLLOWING else f"{method} takes no schedule"
+        reason = UNSEARCHED.get(method)
+        why = f"none is searched for {method}: {reason}" if reason else f"{method} takes no schedule"
         yield "search", f"{why}; expected one of {', '.join(SCHEDULED)}", search
         return
     if sampler["schedule"] is not None:

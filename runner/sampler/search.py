@@ -17,7 +17,8 @@ from torch import Tensor
 
 from . import probes
 from .dynamic import exchange, shortest
-from .jumps import FAMILIES, SPACES, Family, Jumps, Space, gram, scale, x0_of
+from .jumps import Jumps, gram, scale, x0_of
+from .methods import SOLVERS
 from .schedules import TRAINED_STEPS
 from .solvers import sigmas_at
 
@@ -52,10 +53,9 @@ class Trajectories:
     """Recorded runs of one solver over the same nodes: `timesteps` [N], descending."""
 
     def __init__(self, method: str, scheduler: Any) -> None:
-        if method not in FAMILIES:
-            raise ValueError(f"no schedule can be searched for {method}; only for one of {', '.join(FAMILIES)}")
-        self.family: Family = FAMILIES[method]
-        self.space: Space = SPACES[method]
+        if method not in SOLVERS:
+            raise ValueError(f"no schedule can be searched for {method}; only for one of {', '.join(SOLVERS)}")
+        self.solver = SOLVERS[method]
         self.scheduler = scheduler
         self.timesteps: list[float] = []
         self.runs: list[Recorded] = []
@@ -63,7 +63,7 @@ class Trajectories:
     @property
     def sigmas(self) -> list[float]:
         """Noise levels of the nodes, of x0 + sigma noise."""
-        if self.space == "flow":
+        if self.solver.space == "flow":
             return [t / (TRAINED_STEPS - t) if t < TRAINED_STEPS else math.inf for t in self.timesteps]
         return [float(s) for s in sigmas_at(self.scheduler.alphas_cumprod, np.array(self.timesteps, np.float32))]
 
@@ -74,9 +74,9 @@ class Trajectories:
         if self.runs and timesteps != self.timesteps:
             raise ValueError("the recorded prompts do not have the same timesteps")
         self.timesteps = timesteps
-        kind = "velocity" if self.space == "flow" else self.scheduler.config.prediction_type
+        kind = self.solver.predicts or self.scheduler.config.prediction_type
         predictions = [
-            x0_of(step.latents, step.prediction, sigma, kind, self.space).flatten()
+            x0_of(step.latents, step.prediction, sigma, kind, self.solver.space).flatten()
             for step, sigma in zip(taken, self.sigmas, strict=True)
         ]
         self.runs.append(Recorded(torch.stack(predictions), float(final.double().norm())))
@@ -87,11 +87,11 @@ class Trajectories:
         products = torch.stack([gram(run.predictions) / run.norm**2 for run in self.runs]).mean(0)
         n = len(self.timesteps)
         kept = torch.ones(n + 1, dtype=torch.float64) if gains is None else torch.tensor(gains, dtype=torch.float64)
-        return Jumps(self.sigmas, products, kept, self.family)
+        return Jumps(self.sigmas, products, kept, self.solver.family)
 
     def scale(self, node: int) -> float:
         """Latents per x0 + sigma noise at a node."""
-        return scale(self.space, self.sigmas[node])
+        return scale(self.solver.space, self.sigmas[node])
 
 
 @dataclass(frozen=True)

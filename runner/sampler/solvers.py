@@ -193,10 +193,13 @@ class FlowMatchEulerDiscrete(FlowMatchEulerDiscreteScheduler):
         mu: float | None = None,
         timesteps: Sequence[float] | None = None,
     ) -> None:
-        """As the original; or exactly these timesteps, descending, which nothing shifts."""
+        """As the original; or exactly these timesteps, descending, which nothing shifts. ValueError for a scheduler
+        that counts the share of data instead (invert_sigmas)."""
         if timesteps is None:
             super().set_timesteps(num_inference_steps, device=device, sigmas=sigmas, mu=mu)
             return
+        if self.config.invert_sigmas:
+            raise ValueError("timesteps are not taken with invert_sigmas, under which a sigma is the share of data")
         exact = torch.from_numpy(_descending(timesteps))
         super().set_timesteps(len(exact), device=device, mu=1.0 if self.config.use_dynamic_shifting else None)
         self.timesteps = exact.to(device=device)

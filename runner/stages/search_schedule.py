@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from runner.bench import Context
-from runner.generation import generate
+from runner.generation import generate, is_ours
 from runner.media import read_clip
 from runner.metrics.video import relative_error
 from runner.recording import Recording
 from runner.sampler import ays, probes, schedules
-from runner.sampler.jumps import SPACES, scale
+from runner.sampler.jumps import scale
+from runner.sampler.methods import SOLVERS
 from runner.sampler.rules import videos
 from runner.sampler.search import (
     Candidate,
@@ -87,7 +88,7 @@ def aligned(context: Context, pipeline: Any) -> dict[str, Any]:
     uniform = own_timesteps(pipeline, sampler["num_sampling_steps"])
     alphas = pipeline.scheduler.alphas_cumprod.double()
     levels = ays.Levels(((1 - alphas) / alphas).sqrt().numpy())
-    space = SPACES[sampler["sample_method"]]
+    space = SOLVERS[sampler["sample_method"]].space
     config, entries, clean = clean_latents(context, pipeline)
 
     def denoise(number: int, state: Tensor, sigma: float, timestep: float) -> Tensor:
@@ -101,7 +102,7 @@ def aligned(context: Context, pipeline: Any) -> dict[str, Any]:
             context.hardware,
             decode=False,
             timesteps=[timestep],
-            latents=state * scale(space, sigma),
+            latents=_as_kept(pipeline, state * scale(space, sigma), clean[number]),
         )
         return result.latents
 
@@ -134,6 +135,11 @@ def clean_latents(
     return unguided, [{"prompt": "", "seed": config["seed"] + n} for n in range(len(clean))], clean
 
 
+def _as_kept(pipeline: Any, latents: Tensor, kept: Tensor) -> Tensor:
+    """Latents to start from, in the dtype in which a foreign scheduler has kept others."""
+    return latents if is_ours(pipeline) else latents.to(kept.dtype)
+
+
 def own_timesteps(pipeline: Any, steps: int) -> list[float]:
     """What the solver takes where it is not told."""
     pipeline.scheduler.set_timesteps(steps)
@@ -143,7 +149,10 @@ def own_timesteps(pipeline: Any, steps: int) -> list[float]:
 def walker(context: Context, pipeline: Any, entries: Sequence[Mapping[str, Any]], on_step: Callable[[], None]) -> Walk:
     """Runs over given timesteps, each of one of these recorded prompts and on its noise."""
 
+    last = torch.empty(0)  # latents of the walk before
+
     def walk(prompt: int, timesteps: Sequence[float] | None, latents: Tensor | None = None) -> Walked:
+        nonlocal last
         taken: list[float] = []
         states: list[Tensor] = []
 
@@ -163,9 +172,10 @@ def walker(context: Context, pipeline: Any, entries: Sequence[Mapping[str, Any]]
                 on_step,
                 decode=False,
                 timesteps=timesteps,
-                latents=latents,
+                latents=None if latents is None else _as_kept(pipeline, latents, last),
                 steps=steps,
             )
+        last = states[-1]
         return Walked(taken, states, result.latents)
 
     return walk

@@ -99,8 +99,6 @@ def test_a_model_without_a_checkpoint_of_its_own_demands_one(composed):
 
 def test_guidance_is_batched_as_the_pipeline_does_it(composed, checked, tmp_path):
     sd3 = pipeline_folder(tmp_path / "sd3", "StableDiffusion3Pipeline")
-    found = refusal(composed, "model=sd3", f"model.checkpoint={sd3}", "cache=dit_cache", "cache.ratio=1.3")
-    assert "reuse of blocks is not there yet with model=sd3" in found["cache.policy"]
     found = refusal(composed, "model=sd3", f"model.checkpoint={sd3}", "parallel=cfg2")
     assert found["parallel.cfg"].endswith("expected false: the branches of guidance of model=sd3 do not run apart")
     found = refusal(
@@ -108,6 +106,29 @@ def test_guidance_is_batched_as_the_pipeline_does_it(composed, checked, tmp_path
     )
     assert found["sampler.guidance_batch"].endswith("expected null with model=diffusers")
     assert "expected joint or separate" in refusal(checked, "sampler.guidance_batch=null")["sampler.guidance_batch"]
+
+
+def test_what_a_checkpoint_s_solver_is_set_to_decides_on_schedules(composed, tmp_path):
+    def said(name, solver, *arguments, **settings):
+        folder = pipeline_folder(tmp_path / name, "WanPipeline", f"{solver}Scheduler")
+        if settings:
+            (folder / "scheduler/scheduler_config.json").write_text(
+                json.dumps({"_class_name": f"{solver}Scheduler", **settings})
+            )
+        model = ("model=diffusers", f"model.checkpoint={folder}", "prompts.text=a")
+        return refusal(composed, *model, "sampler.search=recording", "sampler.num_sampling_steps=9", *arguments)
+
+    assert "UniPCMultistep: its corrector goes back over each step" in said("a", "UniPCMultistep")["sampler.search"]
+    assert "CogVideoXDPM takes no schedule" in said("b", "CogVideoXDPM")["sampler.search"]
+    flow = said("c", "FlowMatchEulerDiscrete", stochastic_sampling=True)
+    assert flow["sampler.search"].endswith("has stochastic_sampling: True; schedules are for False alone, not recording")
+    flow = said("d", "FlowMatchEulerDiscrete", "sampler.search=null", "sampler.schedule=/x.json", invert_sigmas=True)
+    assert any("has invert_sigmas: True" in sentence for sentence in flow.values())
+    dpm = said("e", "DPMSolverMultistep", algorithm_type="sde-dpmsolver++")
+    assert "has algorithm_type: sde-dpmsolver++" in dpm["sampler.search"]
+    ays = said("f", "DPMSolverMultistep", "sampler.search=ays", f"sampler.videos_path={tmp_path}")
+    assert "sampler.videos_path" in ays
+    assert "Align Your Steps is of noise levels" in said("g", "FlowMatchEulerDiscrete", "sampler.search=ays")["sampler.search"]
 
 
 def test_the_recipe_of_stable_diffusion_3_is_its_guide(composed, tmp_path):

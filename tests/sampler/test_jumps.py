@@ -4,10 +4,12 @@ import math
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from runner.model.opensora12.scheduler import RFlowScheduler
 from runner.sampler import SCHEDULED, exact, make_scheduler
-from runner.sampler.jumps import FAMILIES, SPACES, Jumps, gram, scale, x0_of
+from runner.sampler.jumps import Jumps, gram, scale, x0_of
+from runner.sampler.methods import FLOWS, SOLVERS
 from runner.sampler.solvers import sigmas_at
 
 N, SHAPE = 12, (1, 4, 2, 3, 3)
@@ -16,8 +18,9 @@ N, SHAPE = 12, (1, 4, 2, 3, 3)
 def world(method):
     """Timesteps, sigmas and x0 predictions [N, elements] of a run that is made up: any predictions do."""
     timesteps = [float(t) for t in range(960, 0, -80)]
-    if method == "RFLOW":
-        scheduler, timesteps[0] = RFlowScheduler(), 1000.0
+    if method in FLOWS:
+        shifted = exact(FlowMatchEulerDiscreteScheduler(shift=3.0))  # which has no effect on given timesteps
+        scheduler, timesteps[0] = RFlowScheduler() if method == "RFLOW" else shifted, 1000.0
         sigmas = [t / (1000 - t) if t < 1000 else math.inf for t in timesteps]
     else:
         scheduler = exact(make_scheduler(method))
@@ -36,13 +39,13 @@ def walk(method, nodes):
         scheduler.follow_paths([7], 5)
         scheduler.paths[0].nodes = [s**-2.0 for s in levels]
     scheduler.set_timesteps(timesteps=[timesteps[n] for n in nodes])
-    space, states = SPACES[method], {}
+    space, states = SOLVERS[method].space, {}
     first = sigmas[nodes[0]]
     x = torch.ones(SHAPE, dtype=torch.float64) * (1.0 if math.isinf(first) else first * scale(space, first))
     for place, node in enumerate(nodes):
         x0 = predictions[node].reshape(SHAPE)
         if space == "flow":
-            output = (x0 - x) / (timesteps[node] / 1000)
+            output = (x0 - x) / (timesteps[node] / 1000) * (1 if method == "RFLOW" else -1)
         else:
             output = (x / scale(space, sigmas[node]) - x0) / sigmas[node]
         x = scheduler.step(output, scheduler.timesteps[place], x).prev_sample.double()
@@ -56,12 +59,12 @@ def test_the_error_of_a_schedule_is_the_solvers_own(method):
     """With predictions that do not depend on the state, an error at a node is carried on by the factor v_i / v_j, and
     the last step forgets it: so the sum of carried errors must be the difference of the two runs."""
     _, _, sigmas, predictions = world(method)
-    jumps = Jumps(sigmas, gram(predictions), torch.ones(N + 1, dtype=torch.float64), FAMILIES[method])
+    jumps = Jumps(sigmas, gram(predictions), torch.ones(N + 1, dtype=torch.float64), SOLVERS[method].family)
     whole = walk(method, list(range(N)))
     for stop in (4, 7, N):
         nodes = [0, 3] if stop == 4 else [0, 1, 3, 5] if stop == 7 else [0, 2, 3, 8]
         some = walk(method, [*nodes, *([stop] if stop < N else [])])
-        power = 2 if FAMILIES[method] == "ancestral" else 1
+        power = 2 if SOLVERS[method].family == "ancestral" else 1
         stops, expected = [*nodes, stop], torch.zeros(SHAPE, dtype=torch.float64)
         for k, (i, j) in enumerate(zip(stops, stops[1:], strict=False)):
             kept = 0.0 if j == N else (sigmas[j] / sigmas[i]) ** power
@@ -103,5 +106,7 @@ def test_x0_of_what_a_model_predicts(kind, space):
 def test_x0_of_a_velocity(t):
     x0, noise = torch.tensor([0.3, -2.0]), torch.tensor([1.5, 0.25])
     sigma = t / (1 - t) if t < 1 else math.inf
-    assert torch.allclose(x0_of((1 - t) * x0 + t * noise, x0 - noise, sigma, "velocity", "flow"), x0, atol=1e-6)
+    latents = (1 - t) * x0 + t * noise
+    assert torch.allclose(x0_of(latents, x0 - noise, sigma, "velocity", "flow"), x0, atol=1e-6)
+    assert torch.allclose(x0_of(latents, noise - x0, sigma, "flow_prediction", "flow"), x0, atol=1e-6)
     assert scale("flow", sigma) == pytest.approx(1 - t)

@@ -7,6 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.model import heads
+from runner.model.object_file import read
+
 from . import folder as folders
 from .signature import call
 
@@ -15,7 +18,6 @@ PARTS = ()  # all are in the folder
 GUIDANCE_BATCHES = (None,)  # the pipeline decides
 TRANSFORMER = "transformer"  # the folder in the checkpoint's that has its config.json
 HEADS = "num_attention_heads"  # the key there that says how many heads attention has
-CACHES = False  # reuse of blocks is not tested on foreign pipelines yet
 # Arguments that make more of a call than text to images or to a video.
 OTHER_INPUTS = (
     *(
@@ -124,6 +126,18 @@ def _missing(folder: Path) -> Iterator[str]:
         yield f"{transformer} has no weights: expected diffusion_pytorch_model.safetensors, or shards with an index"
     if folders.sample_method(folder) is None:
         yield f"{folder / 'scheduler'} has no {folders.SCHEDULER_FILE} that names its class"
+
+
+def blocks(model: Mapping[str, Any]) -> int:
+    """How many blocks the transformer has, or a few more: all entries of its lists of modules, which need not all be
+    blocks, or of those that `blocks` names. OSError or ValueError where its weights do not tell."""
+    found = heads.lists(Path(model["checkpoint"]) / "transformer")
+    return sum(found.get(name, 0) for name in model["blocks"]) if model["blocks"] else sum(found.values())
+
+
+def solver(folder: Path) -> dict[str, Any]:
+    """The configuration of the folder's solver. ValueError where there is none."""
+    return read(folder / "scheduler" / folders.SCHEDULER_FILE)
 
 
 def parts(model: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from runner.model import heads, object_file
+
 from .masks import parse_mask_strategy, strategy_text
 from .prompts import extract_json, split_prompt
 from .sizes import ASPECT_TABLES, MICRO_LATENTS, frame_count, image_size, latent_sizes
@@ -23,6 +25,7 @@ RELEASED = {
 }
 CLASS_NAMES = ("STDiT3", "OpenSora12Transformer")  # what config.json may call the transformer: release, this project
 HEADS = "num_heads"  # the key of config.json that says how many heads attention has
+DEPTH = 28  # pairs of blocks of the release
 STEMS = ("model", "diffusion_pytorch_model")
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
@@ -176,6 +179,12 @@ def checkpoint_faults(folder: Path) -> Iterator[str]:
         yield f"{folder} has no weights: expected model.safetensors, or one .pt or .pth"
 
 
+def blocks(model: Mapping[str, Any]) -> int:
+    """How many blocks the transformer has: the spatial ones and as many temporal ones. ValueError where it does not
+    tell."""
+    return 2 * int(object_file.read(Path(model["checkpoint"]) / "config.json").get("depth", DEPTH))
+
+
 def has_weights(folder: Path) -> bool:
     """Whether a folder of the release has tensors in it, under any of the names that are read."""
     return any(
@@ -230,9 +239,7 @@ def _elements(folder: Path) -> int:
     found = 0
     for file in folder.iterdir():
         if file.suffix == ".safetensors":
-            with file.open("rb") as stream:
-                header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
-            found += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+            found += sum(map(math.prod, heads.tensors(file).values()))
         elif file.suffix in (".bin", ".pt", ".pth"):
             found += file.stat().st_size // 4
     return found

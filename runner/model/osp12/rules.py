@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runner.model import object_file
 from runner.model.osp12.templates import TEMPLATES
 from runner.model.shapes import Shapes
 from runner.sampler.methods import SAMPLE_METHODS as SAMPLE_METHODS  # for the desk
@@ -22,8 +23,8 @@ TEXT_ENCODER = "google/mt5-xxl"  # the release does not ship its text encoder
 TIME_FACTOR = 4  # frames a latent frame holds, after the first, which stands alone
 SIDE_FACTOR = 16  # pixels a token spans: 8 by the VAE, 2 by the patches
 MAX_SEQUENCE_LENGTH = 512  # tokens of text that the model was trained with
-BLOCKS = "num_layers"  # the key of config.json that says how many blocks there are
-HEADS = "num_attention_heads"  # and how many heads their attention has
+HEADS = "num_attention_heads"  # the key of config.json that says how many heads attention has
+LAYERS = 32  # blocks of the release
 WEIGHTS = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json")
 
 
@@ -71,6 +72,11 @@ def checkpoint_faults(folder: Path) -> Iterator[str]:
         yield f"{folder} has no weights: expected {' or '.join(WEIGHTS)}"
 
 
+def blocks(model: Mapping[str, Any]) -> int:
+    """How many blocks the transformer has. ValueError where its config.json does not tell."""
+    return int(object_file.read(Path(model["checkpoint"]) / "config.json").get("num_layers", LAYERS))
+
+
 def components(model: Mapping[str, Any], folder: Path | None) -> dict[str, str]:
     """Where the VAE and the text encoder of a model section are, as the loader wants them: folders or hub ids.
 
@@ -98,7 +104,7 @@ def shapes(model: Mapping[str, Any], folder: Path) -> Shapes:
         "num_attention_heads": 24,
         "attention_head_dim": 96,
         "in_channels": 4,
-        "num_layers": 32,
+        "num_layers": LAYERS,
     }
     transformer |= {"caption_channels": 4096, **json.loads((folder / "config.json").read_text(encoding="utf-8"))}
     vae: dict[str, Any] = {"hidden_size": 128, "hidden_size_mult": (1, 2, 4, 4)}

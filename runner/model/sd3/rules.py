@@ -9,15 +9,16 @@ from typing import Any
 from runner.model.diffusers import folder as folders
 from runner.model.diffusers import rules
 from runner.model.diffusers.rules import (  # noqa: F401  # for the desk
-    CACHES,
     HEADS,
     PARTS,
     SAMPLE_METHODS,
     TRANSFORMER,
+    blocks,
     components,
     faults,
     sample_methods,
     settled,
+    solver,
 )
 
 GUIDANCE_BATCHES = ("joint",)  # the pipeline knows no other

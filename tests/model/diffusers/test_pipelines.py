@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import pytest
 import torch
-from model.diffusers.in_process import run
-from model.diffusers.tiny import PIPELINES, save
+from model.diffusers.conftest import STEPS
 from PIL import Image
 from safetensors.torch import load_file
 
-from runner.bench import Bench
 from runner.generation import generate
 from runner.hardware import open_device
 from runner.model import blocks, load_transformer, skeleton
@@ -23,7 +18,6 @@ from runner.quant.linear import W8A8Linear
 from runner.recording import Recording
 from runner.sampler.methods import FOLLOWING
 
-STEPS = 3
 BLOCKS = {
     "flux": {"transformer_blocks": 2, "single_transformer_blocks": 2}, "pixart": {"transformer_blocks": 2},
     "wan": {"blocks": 2}, "cogvideox": {"transformer_blocks": 2}, "ltx": {"transformer_blocks": 2},
@@ -32,34 +26,6 @@ BLOCKS = {
 IMAGES = ("flux", "pixart", "sd3")
 BRANCHES = {"wan": 2}  # calls of the transformer in a step, where there is more than one
 UNGUIDED = ("flux", "hunyuan")  # whose guidance is an input of the transformer
-DTYPES = {"wan": "bf16", "sd3": "bf16"}  # the one has modules that stay in float32; the other a saved buffer
-
-
-@dataclass
-class Ran:
-    name: str
-    folder: Path
-    config: dict[str, Any]
-    bench: Bench
-
-
-@pytest.fixture(scope="module", params=PIPELINES)
-def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Ran:
-    name, root = request.param, tmp_path_factory.mktemp("diffusers")
-    options = {"dtype": DTYPES.get(name, "fp32"), "checkpoint": str(save(name, root)), **PIPELINES[name][1]}
-    model = [f"model.{key}={spelled(value)}" for key, value in options.items()]
-    bench = Bench()
-    folder, config = run(
-        root, f"model={'sd3' if name == 'sd3' else 'diffusers'}", "quant=w8a8", *model, "prompts.text=[a red boat]",
-        f"sampler.num_sampling_steps={STEPS}", "timing.repeats=0", bench=bench,
-    )  # fmt: skip
-    return Ran(name, folder, config, bench)
-
-
-def spelled(value: Any) -> str:
-    if isinstance(value, dict):
-        return "{" + ",".join(f"{key}:{spelled(inner)}" for key, inner in value.items()) + "}"
-    return f"'{value}'" if value == "{}" else str(value)
 
 
 def test_the_stages_leave_what_they_should(ran):
@@ -75,7 +41,7 @@ def test_the_stages_leave_what_they_should(ran):
     metrics = json.loads((ran.folder / "sample/metrics.json").read_text())
     assert metrics["ledger"]["int8_matmuls"] > 0
     (row,) = metrics["prompts"]
-    assert row["psnr_db"] is not None and row["psnr_db"] > 15  # quantized, and still nearly the same picture
+    assert row["psnr_db"] is not None and row["psnr_db"] > 12  # quantized, blocks reused, still much the same picture
     layers = json.loads((ran.folder / "quantize/layers.json").read_text())
     assert min(layer["snr_db"] for layer in layers if layer["quantized"]) > 15
     kept = {layer["layer"] for layer in layers if not layer["quantized"]}

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from runner.model.diffusers import rules
 from runner.model.diffusers.signature import REQUIRED, call
@@ -121,6 +123,19 @@ def test_the_source_says_what_python_says():
                 assert parameter.default == found[key]
             if found[key] is REQUIRED:
                 assert parameter.default is inspect.Parameter.empty
+
+
+def test_blocks_are_counted_in_the_heads_of_the_weights(tmp_path):
+    whole = folder(tmp_path / "p", "FluxPipeline")
+    model = {"checkpoint": str(whole), "blocks": None}
+    with pytest.raises(ValueError, match="no safetensors file"):  # the file is empty
+        rules.blocks(model)
+    names = ["x.weight", *(f"{kind}.{i}.proj.{t}" for kind, n in (("a", 2), ("b", 3)) for i in range(n) for t in "wb")]
+    save_file({name: torch.zeros(1) for name in names}, whole / "transformer/diffusion_pytorch_model.safetensors")
+    assert rules.blocks(model) == 5 and rules.blocks(model | {"blocks": ["b"]}) == 3
+    shards = {"weight_map": dict.fromkeys([*names, "a.2.proj.w"], "shard.safetensors")}
+    (whole / "transformer/diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(shards))
+    assert rules.blocks(model) == 6
 
 
 def test_nothing_of_it_imports_torch_or_diffusers(tmp_path):

@@ -180,3 +180,10 @@ def save(name: str, folder: Path) -> Path:
     build, _ = PIPELINES[name]
     build().save_pretrained(folder / name)
     return folder / name
+
+
+def spelled(value: Any) -> str:
+    """A value as the command line has it."""
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{spelled(inner)}" for key, inner in value.items()) + "}"
+    return f"'{value}'" if value == "{}" else str(value)
