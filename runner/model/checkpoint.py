@@ -123,6 +123,28 @@ def locate(
     return locate(snapshot, inner)
 
 
+def beside(checkpoint: str, model: Mapping[str, Any], rules: Any, vae: str, on_hub: str) -> dict[str, str]:
+    """Folder or hub id of each part beside the transformer `checkpoint`, itself a folder or hub id.
+
+    `rules` are the room's; the autoencoder is the part `vae`, and `on_hub` is where it is if the transformer is there.
+
+    Raises CheckpointError where the folder is none, or holds no such transformer, or has no autoencoder.
+    """
+    folder = Path(checkpoint).expanduser()
+    if not folder.is_dir():
+        if folder.is_absolute() or "/" not in checkpoint:
+            raise CheckpointError(
+                f"there is no folder {folder}; expected the transformer's config.json and weights there"
+            )
+        return {vae: on_hub, **rules.components(model, None)}
+    if faults := list(rules.checkpoint_faults(folder)):
+        raise CheckpointError("; ".join(faults))
+    places: dict[str, str] = rules.components(model, folder)
+    if vae not in places:
+        raise CheckpointError(f"there is no autoencoder: neither {folder} nor {folder.parent} has a {vae}/config.json")
+    return places
+
+
 def read_config(folder: str | Path) -> dict[str, Any]:
     """The keys of `folder`/config.json. Raises CheckpointError if there is none or it is no JSON object."""
     path = _existing(folder) / "config.json"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,8 @@ def solver_faults(sampler: dict[str, Any], settings: Mapping[str, Any]) -> Itera
     for key, tables in (("schedule", (TAKEN,)), ("search", (TAKEN, SEARCHED))):
         for name, value in ((n, v) for table in tables for n, v in table.get(method, {}).items()):
             if sampler[key] is not None and settings.get(name, value) not in (value, None):
-                sentence = f"this checkpoint's {method} has {name}: {settings[name]}; schedules are for {value} alone"
-                yield key, sentence, sampler[key]
+                said, needed = json.dumps(settings[name]), json.dumps(value)
+                yield key, f"this checkpoint's {method} has {name}: {said}; schedules are for {needed}", sampler[key]
 
 
 def search_faults(

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..checkpoint import DTYPES, CheckpointError, hollow, locate, read_config
+from ..checkpoint import DTYPES, beside, hollow, locate, read_config
 from ..text import load_text_encoder
+from . import rules
 from .pipeline import OpenSora12Pipeline
-from .rules import SAMPLE_METHODS, checkpoint_faults, components
+from .rules import SAMPLE_METHODS
 from .scheduler import RFlowScheduler
 from .transformer import OpenSora12Transformer
 from .vae import OpenSora12VAE
+
+VAE = "hpcai-tech/OpenSora-VAE-v1.2"  # on the hub
 
 
 def load(
@@ -31,7 +33,7 @@ def load(
         raise ValueError(f"dtype is {model['dtype']!r}; it must be one of {', '.join(DTYPES)}")
     if sample_method not in SAMPLE_METHODS:
         raise ValueError(f"sample_method is {sample_method!r}; it must be {' or '.join(SAMPLE_METHODS)}")
-    dtype, places = DTYPES[model["dtype"]], _places(model)
+    dtype, places = DTYPES[model["dtype"]], beside(model["checkpoint"], model, rules, "vae3d", VAE)
 
     def hub(part: str) -> dict[str, Any]:
         """Where a part is a hub id, it is taken at the commit that the guide names."""
@@ -72,20 +74,3 @@ def skeleton(model: Mapping[str, Any]) -> OpenSora12Transformer:
 
 def _hub(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"cache_dir": model.get("cache_dir"), "revision": model.get("revision")}
-
-
-def _places(model: Mapping[str, Any]) -> dict[str, str]:
-    """Folder or hub id of each part beside the transformer."""
-    folder = Path(model["checkpoint"]).expanduser()
-    if not folder.is_dir():
-        if folder.is_absolute() or model["checkpoint"].count("/") < 1:
-            raise CheckpointError(
-                f"there is no folder {folder}; expected the transformer's config.json and weights there"
-            )
-        return {"vae3d": "hpcai-tech/OpenSora-VAE-v1.2", **components(model, None)}
-    if faults := list(checkpoint_faults(folder)):
-        raise CheckpointError("; ".join(faults))
-    places = components(model, folder)
-    if "vae3d" not in places:
-        raise CheckpointError(f"there is no autoencoder: neither {folder} nor {folder.parent} has a vae3d/config.json")
-    return places

@@ -6,13 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import by_room
+from ..pipeline import VideoPipeline
 from ..text import check_choice, encode_texts, given_text
 from .masks import ALIGN, apply_mask_strategy, parse_mask_strategy, strategy_text
 from .prompts import extract_json, prepare_prompt, prompt_of_loop
@@ -38,35 +36,12 @@ class OpenSora12PipelineOutput(BaseOutput):
     frames: np.ndarray | Tensor
 
 
-class OpenSora12Pipeline(DiffusionPipeline):
+class OpenSora12Pipeline(VideoPipeline):
     """Open-Sora 1.2 from prompt and references to video."""
 
     vae: OpenSora12VAE
-    text_encoder: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase | None
     transformer: OpenSora12Transformer
     scheduler: RFlowScheduler
-
-    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]  # None in DiffusionPipeline
-    _optional_components = ["text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["latents", "noise_pred"]
-
-    def __init__(
-        self,
-        vae: OpenSora12VAE,
-        text_encoder: PreTrainedModel | None,
-        tokenizer: PreTrainedTokenizerBase | None,
-        transformer: OpenSora12Transformer,
-        scheduler: RFlowScheduler,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer, scheduler=scheduler
-        )
-
-    def register_to_config(self, **config: Any) -> None:
-        """Name this project's components by their room, where from_pretrained can look them up after a module moved."""
-        super().register_to_config(**by_room(__name__, config))
 
     @torch.no_grad()
     def encode_prompt(self, prompt: Sequence[str], max_sequence_length: int = 300) -> tuple[Tensor, Tensor]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.model import heads, object_file
+from runner.model import heads, identity, object_file
 
 from .masks import parse_mask_strategy, strategy_text
 from .prompts import extract_json, split_prompt
@@ -163,20 +163,8 @@ def _outside(said: str, entries: Sequence[Sequence[Any]], count: int, model: Map
 
 def checkpoint_faults(folder: Path) -> Iterator[str]:
     """Why `folder` is no transformer checkpoint of this model, in sentences; none if it is one as far as names tell."""
-    config = folder / "config.json"
-    if not config.is_file():
-        yield f"{folder} has no config.json: expected the folder that holds the transformer's config.json and weights"
-        return
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-        described = content.get("_class_name") or content.get("model_type") or CLASS_NAMES[0]
-    except (ValueError, AttributeError) as error:
-        yield f"{config} is not a JSON object: {error}"
-        return
-    if described not in CLASS_NAMES:
-        yield f"{config} describes a {described}: expected {' or '.join(CLASS_NAMES)}"
-    elif not has_weights(folder):
-        yield f"{folder} has no weights: expected model.safetensors, or one .pt or .pth"
+    weights = "model.safetensors, or one .pt or .pth"
+    return identity.faults(folder, CLASS_NAMES, weights, has_weights, ("_class_name", "model_type"))
 
 
 def blocks(model: Mapping[str, Any]) -> int:

@@ -9,10 +9,10 @@ import torch
 
 from runner.sampler import make_scheduler
 
-from ..checkpoint import DTYPES, CheckpointError, hollow, locate, read_config
+from ..checkpoint import DTYPES, beside, hollow, locate, read_config
 from ..text import load_text_encoder
+from . import rules
 from .pipeline import OSP12Pipeline
-from .rules import checkpoint_faults, components
 from .transformer import OSP12Transformer
 from .vae import OSP12VAE
 
@@ -78,16 +78,5 @@ def _checkpoint(model: Mapping[str, Any]) -> str:
 
 
 def _places(model: Mapping[str, Any], checkpoint: str) -> dict[str, str]:
-    """Folder or hub id of "vae" and "text_encoder"."""
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        if faults := list(checkpoint_faults(folder)):
-            raise CheckpointError("; ".join(faults))
-        places = components(model, folder)
-        if "vae" not in places:
-            raise CheckpointError(f"there is no VAE: neither {folder} nor {folder.parent} has a vae/config.json")
-        return places
-    if folder.is_absolute() or checkpoint.count("/") < 1:
-        raise CheckpointError(f"there is no folder {folder}; expected the transformer's config.json and weights there")
-    # On the hub the release has its VAE beside the transformers' folders.
-    return {"vae": "/".join([*checkpoint.split("/")[:2], "vae"]), **components(model, None)}
+    """Folder or hub id of "vae" and "text_encoder"; on the hub the release has its VAE beside the transformers'."""
+    return beside(checkpoint, model, rules, "vae", "/".join([*checkpoint.split("/")[:2], "vae"]))

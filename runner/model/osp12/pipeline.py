@@ -7,15 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from .. import by_room
 from ..caption import clean_caption as clean
 from ..caption import normalize_caption
+from ..pipeline import VideoPipeline
 from ..text import Text, check_choice, encode_texts, given_text
 from .inputs import Size, common_length, full_size
 from .transformer import OSP12Transformer
@@ -32,35 +29,12 @@ class OSP12PipelineOutput(BaseOutput):
     frames: np.ndarray | torch.Tensor
 
 
-class OSP12Pipeline(DiffusionPipeline):
+class OSP12Pipeline(VideoPipeline):
     """Open-Sora-Plan v1.2 from prompt to video. Prompt templates are the caller's affair; captions are cleaned here."""
 
     vae: OSP12VAE
-    text_encoder: PreTrainedModel | None
-    tokenizer: PreTrainedTokenizerBase | None
     transformer: OSP12Transformer
     scheduler: Any  # the schedulers share methods, no type that has them
-
-    model_cpu_offload_seq = "text_encoder->transformer->vae"  # type: ignore[assignment]  # None in DiffusionPipeline
-    _optional_components = ["text_encoder", "tokenizer"]
-    _callback_tensor_inputs = ["latents", "noise_pred"]
-
-    def __init__(
-        self,
-        vae: OSP12VAE,
-        text_encoder: PreTrainedModel | None,
-        tokenizer: PreTrainedTokenizerBase | None,
-        transformer: OSP12Transformer,
-        scheduler: SchedulerMixin,
-    ) -> None:
-        super().__init__()
-        self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, transformer=transformer, scheduler=scheduler
-        )
-
-    def register_to_config(self, **config: Any) -> None:
-        """Name this project's components by their room, where from_pretrained can look them up after a module moved."""
-        super().register_to_config(**by_room(__name__, config))
 
     @torch.no_grad()
     def encode_prompt(

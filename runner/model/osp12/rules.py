@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.model import object_file
+from runner.model import identity, object_file
 from runner.model.osp12.templates import TEMPLATES
 from runner.model.shapes import Shapes
 from runner.sampler.methods import SAMPLE_METHODS as SAMPLE_METHODS  # for the desk
@@ -57,19 +57,11 @@ def settled(model: Mapping[str, Any]) -> dict[str, Any]:
 
 def checkpoint_faults(folder: Path) -> Iterator[str]:
     """Why `folder` is no transformer checkpoint of this model, in sentences; none if it is one as far as names tell."""
-    config = folder / "config.json"
-    if not config.is_file():
-        yield f"{folder} has no config.json: expected the folder that holds the transformer's config.json and weights"
-        return
-    try:
-        class_name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", CLASS_NAMES[0])
-    except (ValueError, AttributeError) as error:
-        yield f"{config} is not a JSON object: {error}"
-        return
-    if class_name not in CLASS_NAMES:
-        yield f"{config} describes a {class_name}: expected {' or '.join(CLASS_NAMES)}"
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        yield f"{folder} has no weights: expected {' or '.join(WEIGHTS)}"
+
+    def has_weights(folder: Path) -> bool:
+        return any((folder / name).is_file() for name in WEIGHTS)
+
+    return identity.faults(folder, CLASS_NAMES, " or ".join(WEIGHTS), has_weights)
 
 
 def blocks(model: Mapping[str, Any]) -> int:
