@@ -33,21 +33,26 @@ class Checkpoint:
         return Path(self.path) if os.path.isabs(self.path) else None
 
 
-def locate(name: str, revision: str | None) -> Checkpoint:
-    """What model.checkpoint means. A hub id needs a revision; anything else is a folder, there or not."""
+def locate(name: str, revision: str | None, architecture: str | None = None) -> Checkpoint:
+    """What model.checkpoint means. A hub id needs a revision; anything else is a folder, there or not.
+
+    Of an architecture that must look into its checkpoint, a hub id is its folder in the hub's cache on this machine."""
     if name == EMBEDDED:
         return Checkpoint(
             str(EMBEDDED_FOLDER), "embedded little world (trained weights that ship with the project)", embedded=True
         )
     folder = Path(name).expanduser()
     if revision is not None and not folder.exists():
-        return Checkpoint(name, f"{name} at revision {revision} of the hub")
+        looks = _snapshot(architecture)
+        return Checkpoint(str(looks and looks(name, revision) or name), f"{name} at revision {revision} of the hub")
     return Checkpoint(os.path.abspath(folder), f"checkpoint {os.path.abspath(folder)}")
 
 
 def faults(checkpoint: Checkpoint, architecture: str) -> list[Fault]:
     """Why the weights cannot be used, as far as names of files and config.json tell."""
     key, folder = "model.checkpoint", checkpoint.folder
+    if folder is None and _snapshot(architecture):
+        return [Fault(key, "the hub's cache on this machine has no such revision of it: hf download it first")]
     if folder is None:
         return []
     if checkpoint.embedded and not folder.is_dir():
@@ -55,6 +60,12 @@ def faults(checkpoint: Checkpoint, architecture: str) -> list[Fault]:
     if not folder.is_dir():
         return [Fault(key, f"there is no folder {folder} (a hub id needs model.revision, too)")]
     return [Fault(key, sentence) for sentence in rules_of({"name": architecture}).checkpoint_faults(folder)]
+
+
+def _snapshot(architecture: str | None) -> Any:
+    """How a model's rules find a hub id on this machine; None of a model that is downloaded when it is loaded."""
+    known = architecture is not None and architecture.isidentifier()
+    return getattr(rules_of({"name": architecture}), "snapshot", None) if known else None
 
 
 def rules_of(model: Mapping[str, Any]) -> Any:

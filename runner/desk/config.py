@@ -72,12 +72,14 @@ def _checkpoint(composed: DictConfig) -> Checkpoint | None:
     from omegaconf.errors import OmegaConfBaseException
 
     try:
-        name, revision = (OmegaConf.select(composed, f"model.{key}") for key in ("checkpoint", "revision"))
+        name, revision, model = (
+            OmegaConf.select(composed, f"model.{key}") for key in ("checkpoint", "revision", "name")
+        )
     except OmegaConfBaseException:
         return None  # resolving the whole will say so
     if not isinstance(name, str) or not name or not isinstance(revision, str | None):
         return None
-    return checkpoints.locate(name, revision)
+    return checkpoints.locate(name, revision, model if model in architectures() else None)
 
 
 def _of_checkpoint(composed: DictConfig, checkpoint: Checkpoint | None) -> dict[str, Any]:

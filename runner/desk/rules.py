@@ -68,6 +68,8 @@ def between(
         return
     model = config["model"]
     rules = checkpoints.rules_of(model)
+    if checkpoint is not None and good("model.checkpoint"):
+        model["checkpoint"] = checkpoint.path
     if not any(key.startswith("sampler") for key in wrong):
         yield from _guidance(config, getattr(rules, "GUIDANCE_BATCHES", GUIDANCE_BATCHES))
         if methods := rules.SAMPLE_METHODS or rules.sample_methods(checkpoint and checkpoint.folder):
@@ -84,7 +86,6 @@ def between(
     if unusable := checkpoints.faults(checkpoint, model["name"]):
         yield from unusable
         return
-    model["checkpoint"] = checkpoint.path
     if not any(key.partition(".")[0] in ("cache", "sampler") for key in wrong):
         yield from _cache(config)
     if good("parallel.ulysses") and (heads := checkpoints.heads(model)):

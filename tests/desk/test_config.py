@@ -134,6 +134,33 @@ def test_what_a_checkpoint_s_solver_is_set_to_decides_on_schedules(composed, tmp
     )
 
 
+def test_a_hub_id_of_a_foreign_pipeline_is_its_folder_in_the_hub_s_cache(composed, tmp_path, monkeypatch):
+    """The cache's layout is the hub's own: commits are folders, and a branch is a file that names one."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    repository, commit = tmp_path / "hub/models--owner--tiny", "0123456789abcdef0123456789abcdef01234567"
+    flux = pipeline_folder(repository / "snapshots" / commit, "FluxPipeline")
+    (repository / "refs").mkdir()
+    (repository / "refs/main").write_text(commit)
+    at = ("model=diffusers", "model.checkpoint=owner/tiny", "prompts.text=a")
+    for revision in (commit, "main"):
+        checked = composed(*at, f"model.revision={revision}")
+        assert checked.config["model"]["checkpoint"] == str(flux)
+        assert checked.config["sampler"]["guidance_scale"] == 3.5  # what its pipeline says of itself
+        assert checked.checkpoint.label == f"owner/tiny at revision {revision} of the hub"
+    found = refusal(composed, *at, "model.revision=older")
+    assert "has no such revision of it: hf download it first" in found["model.checkpoint"]
+    assert "there is no folder" in refusal(composed, *at)["model.checkpoint"]
+
+
+def test_blocks_that_a_model_does_not_have_are_refused_before_it_is_loaded(composed, checked, tiny_opensora12):
+    at = ("+recipe=opensora12_sample", f"model.checkpoint={tiny_opensora12}", "cache=dit_cache")
+    four = ("cache.step_start=0", "cache.step_interval=2", "cache.block_start=3", "cache.num_blocks=2")
+    found = refusal(checked, *at, *four)
+    assert found["cache.num_blocks"].endswith("blocks 3 to 4 are to be reused; the model has 4")
+
+
 def test_the_recipe_of_stable_diffusion_3_is_its_guide(composed, tmp_path):
     sd3 = pipeline_folder(tmp_path / "sd3", "StableDiffusion3Pipeline")
     config = composed("+recipe=sd3_w8a8", f"model.checkpoint={sd3}").config

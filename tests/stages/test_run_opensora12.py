@@ -117,6 +117,18 @@ def test_a_benchmark_says_where_the_time_goes(tiny_opensora12: Path, outputs: Pa
     assert not (folder / "sample").exists()
 
 
+def test_a_cache_is_searched_counted_and_applied(tiny_opensora12: Path, outputs: Path) -> None:
+    at = ["+recipe=opensora12_dit_cache", f"model.checkpoint={tiny_opensora12}", "prompts.text=a red boat"]
+    folder = run(outputs, *at, "sampler.num_sampling_steps=5", "cache.ratio=1.05")
+    found = json.loads((folder / "search-cache/search.json").read_text())
+    plan = {row["stage"]: row for row in json.loads((folder / "plan.json").read_text())["stages"]}
+    assert 0 < found["forwards"] <= plan["search-cache"]["forwards"] == 6 * 5
+    assert found["blocks"] == 4 and found["verified"]
+    metrics = json.loads((folder / "sample/metrics.json").read_text())
+    assert (found["answer"] is not None) == ("cache" in metrics)
+    assert metrics["prompts"][0]["latent_error"] < 0.5
+
+
 def test_the_desk_counts_the_steps_of_a_warm_up() -> None:
     from runner.desk import forwards
     from runner.stages import benchmark

@@ -13,6 +13,16 @@ LIBRARIES = ("diffusers", "transformers")  # whose classes parts may be; code th
 SCHEDULER_FILE = "scheduler_config.json"
 
 
+def snapshot(name: str, revision: str) -> Path | None:
+    """The folder of a hub id, `owner/repository`, at a revision in the hub's cache on this machine; None without it."""
+    from huggingface_hub import snapshot_download  # slow to import, and hub ids are rare
+
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except (OSError, ValueError):
+        return None
+
+
 def index(folder: Path) -> dict[str, Any]:
     """model_index.json. Raises ValueError where there is none that can be read."""
     return read(folder / INDEX)

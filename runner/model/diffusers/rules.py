@@ -11,6 +11,7 @@ from runner.model import heads
 from runner.model.object_file import read
 
 from . import folder as folders
+from .folder import snapshot as snapshot  # for the desk
 from .signature import call
 
 SAMPLE_METHODS = ()  # the folder says

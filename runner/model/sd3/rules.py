@@ -18,6 +18,7 @@ from runner.model.diffusers.rules import (  # noqa: F401  # for the desk
     faults,
     sample_methods,
     settled,
+    snapshot,
     solver,
 )
 

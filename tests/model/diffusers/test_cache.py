@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import torch
+from cache.by_hooks import attributes, by_hooks, entering, left
 from model.diffusers.conftest import STEPS
 
 from runner.cache.policy import Policy, Rectangle
@@ -35,76 +36,30 @@ def cached(ran, policy):
         return latents(ran, steps)
 
 
-def entering(block, streams, args, kwargs):
-    """The streams that a block gets; positional ones come first, the tokens before the text."""
-    given = dict(zip(("hidden_states", "encoder_hidden_states"), args, strict=False)) | kwargs
-    return [given[name] for name in streams]
-
-
-def left(returned):
-    return list(returned) if isinstance(returned, tuple) else [returned]
-
-
-@contextmanager
-def by_hooks(ran, policy, steps):
-    """The same in other words: every block computes, and what leaves a range that is reused is put in its place."""
-    pipeline, streams = ran.bench._pipeline, STREAMS[ran.name]
-    modules = [pipeline.transformer.get_submodule(name) for name in blocks(pipeline)]
-    entered, kept = {}, {}
-
-    def before(at):
-        def hook(block, args, kwargs):
-            for reused in (policy.kept(steps.position), policy.ranges[steps.position]):
-                if reused and reused[0] == at:
-                    entered[steps.call] = entering(block, streams, args, kwargs)
-
-        return hook
-
-    def after(at):
-        def hook(block, args, returned):
-            if (reused := policy.kept(steps.position)) and reused[1] - 1 == at:
-                pairs = zip(left(returned), entered[steps.call], strict=True)
-                kept[steps.call] = [None if now is None else now - was for now, was in pairs]
-            if (reused := policy.ranges[steps.position]) and reused[1] - 1 == at:
-                pairs = zip(entered[steps.call], kept[steps.call], strict=True)
-                made = tuple(None if change is None else was + change for was, change in pairs)
-                return made if isinstance(returned, tuple) else made[0]
-
-        return hook
-
-    with ExitStack() as stack:
-        for at, module in enumerate(modules):
-            stack.callback(module.register_forward_pre_hook(before(at), with_kwargs=True).remove)
-            stack.callback(module.register_forward_hook(after(at)).remove)
-        yield
-
-
 def test_what_comes_out_is_what_hooks_make_of_all_blocks(ran):
-    count = len(blocks(ran.bench._pipeline))
-    plain = latents(ran)
+    pipeline = ran.bench._pipeline
+    count, plain = len(blocks(pipeline)), latents(ran)
     for rectangle in (Rectangle(1, 3, 0, count), Rectangle(0, 2, count - 1, 1), Rectangle(1, 2, 0, count - 1)):
         policy = rectangle.policy(STEPS, count)
-        with Steps(ran.bench._pipeline) as steps, by_hooks(ran, policy, steps):
+        with Steps(pipeline) as steps, by_hooks(pipeline, STREAMS[ran.name], policy, steps):
             wanted = latents(ran, steps)
         assert torch.equal(cached(ran, policy), wanted) and not torch.equal(wanted, plain), rectangle
 
 
 def test_it_leaves_no_trace(ran):
     transformer = ran.bench._pipeline.transformer
-    modules = dict(transformer.named_modules())
-    before = {name: dict(vars(module)) for name, module in modules.items()}
+    modules, before = dict(transformer.named_modules()), attributes(transformer)
     count, plain = len(blocks(ran.bench._pipeline)), latents(ran)
     computed = []
-    first = transformer.get_submodule(blocks(ran.bench._pipeline)[0])
-    inside = [m.register_forward_hook(lambda *_: computed.append(1)) for m in first.modules() if m is not first][:1]
+    inside = next(transformer.get_submodule(blocks(ran.bench._pipeline)[0]).children())
+    hook = inside.register_forward_hook(lambda *_: computed.append(1))
     one, two = (cached(ran, Rectangle(1, 2, 0, count).policy(STEPS, count)) for _ in range(2))
     assert torch.equal(one, two) and not torch.equal(one, plain)
     branches = 2 if ran.name == "wan" else 1
     assert len(computed) == 2 * branches * (STEPS - 1)  # one step of four reuses, twice
-    for hook in inside:
-        hook.remove()
-    for name, module in transformer.named_modules():
-        assert module is modules[name] and vars(module) == before[name], name
+    hook.remove()
+    assert attributes(transformer) == before
+    assert all(module is modules[name] for name, module in transformer.named_modules())
     assert torch.equal(latents(ran), plain)
 
 
