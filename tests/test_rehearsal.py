@@ -9,17 +9,12 @@ loads again, and how much memory that takes. Needs 24 GiB of memory and 30 GB of
 from __future__ import annotations
 
 import json
-import os
-import resource
 import shutil
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from rehearsal import rehearse, write
 
 from runner.model.osp12.transformer import OSP12Transformer
 from runner.model.osp12.vae import OSP12VAE
@@ -29,27 +24,6 @@ pytestmark = pytest.mark.rehearsal
 
 DATA = Path(__file__).parent / "data" / "osp12"
 LIMIT = 14 * 2**30
-
-
-def random_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Weights of standard deviation 0.02, norms at one, biases at zero, in bf16."""
-    generator = torch.Generator().manual_seed(0)
-    state = {}
-    for name, shape in ((name, tensor.shape) for name, tensor in module.state_dict().items()):
-        tensor = torch.zeros(shape, dtype=torch.bfloat16)
-        if "norm" in name and name.endswith("weight") and len(shape) == 1:
-            tensor.fill_(1)
-        elif not name.endswith("bias"):
-            tensor.normal_(0, 0.02, generator=generator)
-        state[name] = tensor
-    return state
-
-
-def write(folder: Path, module: torch.nn.Module, class_name: str) -> None:
-    folder.mkdir(parents=True)
-    config = {key: value for key, value in module.config.items() if not key.startswith("_")}
-    (folder / "config.json").write_text(json.dumps({"_class_name": class_name, **config}))
-    save_file(random_state(module), folder / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -72,21 +46,14 @@ def released(tmp_path_factory: pytest.TempPathFactory):
 
 
 def test_the_whole_recipe_at_the_released_size(released: Path, tmp_path: Path) -> None:
-    start = time.perf_counter()
-    arguments = [
+    run, peak = rehearse(
+        tmp_path,
         "+recipe=osp12_w8a8",
         f"model.checkpoint={released / '29x480p'}",
         *("model.num_frames=5", "model.height=128", "model.width=128", "sampler.num_sampling_steps=2"),
-        *("prompts.text=a quiet harbor at dawn", "timing.warmup=0", "timing.repeats=1", f"output={tmp_path}"),
-    ]
-    done = subprocess.run([sys.executable, "-m", "runner", *arguments], capture_output=True, text=True, env=os.environ)
-    print(done.stdout, done.stderr)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
-    print(f"peak memory of the worker {peak / 2**30:.2f} GiB, {time.perf_counter() - start:.0f} s")
-    assert done.returncode == 0
+        *("prompts.text=a quiet harbor at dawn", "timing.warmup=0", "timing.repeats=1"),
+    )
     assert peak < LIMIT
-
-    (run,) = (tmp_path / "osp12_w8a8").iterdir()
     tensors, description = export.load(run / "quantize")
     quantized = [key for key, tag in description.items() if tag == "W8A8" and key.endswith(".weight")]
     # 32 blocks of 4 + 4 attention projections and the feed-forward's first linear, and the caption projection's two.

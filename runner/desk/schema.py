@@ -167,6 +167,7 @@ class Parallel(Section):
 
 class Hardware(Section):
     device: Literal["cpu", "cuda", "npu", "gcu"] = Field(description="where the model runs")
+    offload: bool = Field(description="parts of the pipeline wait on the host while another one works on the device")
     env: dict[str, str] = Field(description="environment of the worker, set before torch starts")
 
 

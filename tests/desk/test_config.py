@@ -154,6 +154,11 @@ def test_a_hub_id_of_a_foreign_pipeline_is_its_folder_in_the_hub_s_cache(compose
     assert "there is no folder" in refusal(composed, *at)["model.checkpoint"]
 
 
+def test_offload_is_refused_with_the_reason(checked):
+    said = refusal(checked, "hardware.offload=true")["hardware.offload"]
+    assert said.endswith("expected false: parts are not moved to and fro yet, which only a card could show to work")
+
+
 def test_blocks_that_a_model_does_not_have_are_refused_before_it_is_loaded(composed, checked, tiny_opensora12):
     at = ("+recipe=opensora12_sample", f"model.checkpoint={tiny_opensora12}", "cache=dit_cache")
     four = ("cache.step_start=0", "cache.step_interval=2", "cache.block_start=3", "cache.num_blocks=2")
