@@ -48,8 +48,8 @@ class Replay:
             prediction = self.predictions[self.steps.position]
             x: Tensor = kwargs[takes[0]] if takes[0] in kwargs else args[0]
             answer = prediction.to(x.device).repeat(len(x) // len(prediction), *[1] * (x.ndim - 1))
-            if getattr(self.transformer, "out_channels", 0) == 2 * answer.shape[1]:
-                answer = torch.cat([answer, torch.zeros_like(answer)], dim=1)  # of a learned variance, which is dropped
+            if _predicts_variance(self.transformer):
+                answer = torch.cat([answer, torch.zeros_like(answer)], dim=1)  # which is dropped
             return Transformer2DModelOutput(answer) if kwargs.get("return_dict", True) else (answer,)
 
         self.transformer.forward = forward
@@ -66,6 +66,13 @@ class Replay:
             del self.transformer.forward
         else:
             self.transformer.forward = self._before
+
+
+def _predicts_variance(transformer: Any) -> bool:
+    """Whether a transformer answers with a variance, too, in as many channels as the latents have."""
+    config = getattr(transformer, "config", {})
+    channels = vars(transformer).get("out_channels", config.get("out_channels"))
+    return channels is not None and channels == 2 * config.get("in_channels", 0)
 
 
 @dataclass

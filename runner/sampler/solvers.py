@@ -201,10 +201,11 @@ class FlowMatchEulerDiscrete(FlowMatchEulerDiscreteScheduler):
         if self.config.invert_sigmas:
             raise ValueError("timesteps are not taken with invert_sigmas, under which a sigma is the share of data")
         exact = torch.from_numpy(_descending(timesteps))
-        super().set_timesteps(len(exact), device=device, mu=1.0 if self.config.use_dynamic_shifting else None)
+        self.num_inference_steps = len(exact)
         self.timesteps = exact.to(device=device)
         shares = exact / self.config.num_train_timesteps
         self.sigmas = torch.cat([shares, torch.zeros(1)]).to(device=device)
+        self._step_index = self._begin_index = None
 
 
 EXACT = {

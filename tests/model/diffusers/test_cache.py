@@ -63,8 +63,9 @@ def test_it_leaves_no_trace(ran):
     assert torch.equal(latents(ran), plain)
 
 
-def test_what_is_recorded_is_how_the_streams_moved(ran, tmp_path: Path):
+def test_what_is_recorded_is_how_the_streams_moved(ran, tmp_path: Path, monkeypatch):
     """Each step's local error of every range is what the streams say, guided as the solver's prediction is."""
+    monkeypatch.setattr("runner.movement.TOKENS", 1000)  # all of them
     pipeline, streams, held = ran.bench._pipeline, STREAMS[ran.name], []
     names = blocks(pipeline)
     calls: list[list] = []

@@ -64,7 +64,8 @@ def test_what_was_recorded_is_what_the_solver_got(ran):
     each = BRANCHES.get(ran.name, 1)
     assert len(calls) == each * STEPS and len(steps) == STEPS
     dump = next(s for s in json.loads((ran.folder / "plan.json").read_text())["stages"] if s["stage"] == "dump")
-    assert len(calls) <= dump["forwards"] and (dump["at_most"] or len(calls) == dump["forwards"])
+    clips = 2  # the other one is what the search of the cache checks its answer on
+    assert clips * len(calls) <= dump["forwards"] and (dump["at_most"] or clips * len(calls) == dump["forwards"])
     transformer = load_transformer(ran.config["model"], "cpu")
     scale = ran.config["sampler"]["guidance_scale"]
     with torch.inference_mode():
