@@ -21,7 +21,7 @@ from runner.desk.checkpoints import rules_of, weight_files
 from runner.desk.faults import Fault
 from runner.desk.forwards import forwards, shared
 from runner.desk.wording import plain, size
-from runner.model import heads
+from runner.model import headers
 from runner.model.shapes import Shapes
 
 if TYPE_CHECKING:
@@ -162,7 +162,7 @@ def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
     if file.suffix not in WEIGHTS:
         return
     try:
-        tensors = heads.tensors(file) if file.suffix == ".safetensors" else {}
+        tensors = headers.tensors(file) if file.suffix == ".safetensors" else {}
     except (OSError, ValueError):
         tensors = {}  # whoever loads it will say what is wrong
     yield from tensors.items() or [("", (file.stat().st_size // 4,))]

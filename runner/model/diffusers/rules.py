@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.model import heads
+from runner.model import headers
 from runner.model.object_file import read
 
 from . import folder as folders
@@ -132,7 +132,7 @@ def _missing(folder: Path) -> Iterator[str]:
 def blocks(model: Mapping[str, Any]) -> int:
     """How many blocks the transformer has, or a few more: all entries of its lists of modules, which need not all be
     blocks, or of those that `blocks` names. OSError or ValueError where its weights do not tell."""
-    found = heads.lists(Path(model["checkpoint"]) / "transformer")
+    found = headers.lists(Path(model["checkpoint"]) / TRANSFORMER)
     return sum(found.get(name, 0) for name in model["blocks"]) if model["blocks"] else sum(found.values())
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.model import heads, identity, object_file
+from runner.model import headers, identity, object_file
 
 from .masks import parse_mask_strategy, strategy_text
 from .prompts import extract_json, split_prompt
@@ -227,7 +227,7 @@ def _elements(folder: Path) -> int:
     found = 0
     for file in folder.iterdir():
         if file.suffix == ".safetensors":
-            found += sum(map(math.prod, heads.tensors(file).values()))
+            found += sum(map(math.prod, headers.tensors(file).values()))
         elif file.suffix in (".bin", ".pt", ".pth"):
             found += file.stat().st_size // 4
     return found

@@ -125,7 +125,7 @@ def test_the_source_says_what_python_says():
                 assert parameter.default is inspect.Parameter.empty
 
 
-def test_blocks_are_counted_in_the_heads_of_the_weights(tmp_path):
+def test_blocks_are_counted_in_the_headers_of_the_weights(tmp_path):
     whole = folder(tmp_path / "p", "FluxPipeline")
     model = {"checkpoint": str(whole), "blocks": None}
     with pytest.raises(ValueError, match="no safetensors file"):  # the file is empty
