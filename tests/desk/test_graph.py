@@ -45,7 +45,8 @@ NOTHING = {
     "cache.save_path": "/c", "sampler.neighbour_type": "random",
     "sampler.monte_carlo_iters": 3, "recording.steps": 50, "recording.lags": 3,
     "sampler.save_dir": "/s", "parallel.world_size": 2, "parallel.cfg": True, "parallel.nodes": 2,
-    "parallel.master_addr": "here", "parallel.master_port": 1, "hardware.env": {"A": "1"}, "dump.folder": "/d",
+    "parallel.master_addr": "here", "parallel.master_port": 1, "hardware.env": {"A": "1"},
+    "hardware.offload": True, "dump.folder": "/d",
     "sample.folder": "/s", "timing.warmup": 3, "timing.repeats": 9,
     "timing.benchmark": True,
 }  # fmt: skip

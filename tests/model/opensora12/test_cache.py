@@ -57,7 +57,7 @@ def test_pairs_of_blocks_are_reused_and_nothing_stays(made, rectangle):
     plain = latents()
     before = attributes(pipeline.transformer)
     got = latents(lambda p, steps: Reuse(p.transformer, steps, policy))
-    assert torch.equal(got, latents(lambda p, steps: by_hooks(p, ("x",), policy, steps)))
+    assert torch.equal(got, latents(lambda p, steps: by_hooks(p, ("hidden_states",), policy, steps)))
     assert not torch.equal(got, plain) and torch.equal(latents(), plain)
     assert attributes(pipeline.transformer) == before
 

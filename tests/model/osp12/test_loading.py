@@ -130,7 +130,7 @@ def test_the_template_of_the_model_section_is_applied():
 def test_what_is_missing_is_named(release, tmp_path):
     with pytest.raises(CheckpointError, match="no folder /nowhere/29x480p; expected the transformer's config.json"):
         load("/nowhere/29x480p")
-    with pytest.raises(CheckpointError, match="no VAE: neither .*9x32p nor .*release has a vae/config.json"):
+    with pytest.raises(CheckpointError, match="no autoencoder: neither .*9x32p nor .*release has a vae/config.json"):
         load(_without(release, "vae"))
     with pytest.raises(CheckpointError, match="no folder /nowhere/vae"):
         load(release, vae="/nowhere/vae")
