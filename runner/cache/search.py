@@ -21,7 +21,7 @@ from runner.cache.trial import Case, Trials
 from runner.metrics.video import relative_error
 from runner.movement import Movement
 
-PROBES = (0.08, 0.25, 0.45, 0.65, 0.8, 0.92)  # where, as a share of the steps
+PROBES = (0.1, 0.4, 0.65, 0.85)  # where, as a share of the steps; and at the last two, which are like no others
 PROBED_STEPS = 3  # that a probe reuses in a row: the error must stand out from the rounding of the model's dtype
 DIFFERENT = 0.05  # share of (step, block) decisions in which a candidate must differ from those that were verified
 LEAST = 2  # candidates that must be affordable, from the first step on: prompts are left out before candidates are
@@ -31,6 +31,18 @@ SPARE = 1.01  # speed-up to ask of candidates for each that is wanted, for times
 def first_kept(policy: Policy) -> int:
     """The first step that has anything to do with reuse; before it, a run is the uncached one."""
     return next((t for t in range(len(policy.ranges)) if policy.kept(t)), len(policy.ranges))
+
+
+def probed(steps: int, lags: int) -> list[range]:
+    """The steps that each probe reuses. What is left of an error changes most where the run ends, and there a probe
+    costs least: the last two steps are probed by themselves."""
+    end = max(2, steps - 2)
+    firsts = sorted({at for share in PROBES if (at := max(1, round(share * (steps - 1)))) < end})
+    early = [
+        range(first, min(first + min(PROBED_STEPS, lags), following))
+        for first, following in zip(firsts, [*firsts[1:], end], strict=True)
+    ]
+    return [*early, *(range(step, step + 1) for step in range(end, steps))]
 
 
 def probe(
@@ -43,9 +55,8 @@ def probe(
     found: list[Probe] = []
     full: list[float] = []
     reuse: list[float] = []
-    for number, step in enumerate(sorted({max(1, round(share * (steps - 1))) for share in PROBES})):
-        case, movement = cases[number % len(cases)], movements[number % len(cases)]
-        reused = range(step, min(step + PROBED_STEPS, step + lags, steps))
+    for number, reused in enumerate(probed(steps, lags)):
+        case, movement, step = cases[number % len(cases)], movements[number % len(cases)], reused[0]
         policy = Policy(tuple(middle if t in reused else None for t in range(steps)))
         done = trials.run(case, policy, step - 1)
         for t, seconds in done.seconds.items():

@@ -23,20 +23,21 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from runner.cache import exhaustive, search
 from runner.cache.policy import GENERATIONS, Config, Policy, Rectangle
 from runner.cache.predict import Prediction
 from runner.cache.reuse import Reuse
 from runner.cache.speed import Times
-from runner.cache.trial import Case, Trials
+from runner.cache.trial import Case, Replay, Trials
 from runner.embedded.evaluate import spread
 from runner.generation import generate
 from runner.hardware import open_device
@@ -64,8 +65,19 @@ class Scale:
     arguments: tuple[str, ...] = ()
 
 
-FULL = Scale(4, 10, 9)
-SHORT = Scale(1, 4, 2, (1.2, 1.5), (1.3,), ("sampler.num_sampling_steps=12",))
+FULL = Scale(16, 10, 15)
+SHORT = Scale(2, 4, 2, (1.2, 1.5), (1.3,), ("sampler.num_sampling_steps=12",))
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Some prompts with their noise, their final latents [N,C,T,H,W] and predictions of the same shape by step."""
+
+    prompts: list[str]
+    seeds: list[int]
+    final: Tensor
+    predictions: dict[int, Tensor]
+    frames: Tensor = field(default_factory=lambda: torch.empty(0))  # uint8 [N,T,H,W,3], where they were asked for
 
 
 class Lab:
@@ -84,30 +96,45 @@ class Lab:
         self.recorded, self.verification = (cases(recording, role) for role in ("calibration", "verification"))
         timed = json.loads((run / "measurements" / "dump.json").read_text())["blocks"]
         self.times = Times(timed["step_seconds"], tuple(timed["block_seconds"]))
-        self._damage: dict[Policy, float] = {}
+        self._errors: dict[Policy, list[float]] = {}
 
     def trials(self) -> Trials:
         return Trials(self.pipeline, self.config, open_device("cpu"))
 
     @cached_property
-    def held_out(self) -> list[Case]:
-        """Prompts that the recording has not, generated without reuse."""
+    def held_out(self) -> Clips:
+        """Prompts that the recording has not, generated without reuse, all in one batch."""
         used = {prompt["prompt"] for prompt in self.recording.prompts}
         prompts = [each for each in spread("all", self.scale.held_out + len(used), seed=7) if each not in used]
-        found = []
-        for place, prompt in enumerate(prompts[: self.scale.held_out]):
-            case = Case(prompt, HELD_OUT_SEED + place, torch.empty(0), {})
-            done = self.trials().run(case, Policy((None,) * self.steps), 0, keep=True)
-            found.append(replace(case, final=done.latents, predictions=done.predictions))
-        return found
+        prompts = prompts[: self.scale.held_out]
+        clips = Clips(prompts, [HELD_OUT_SEED + place for place in range(len(prompts))], torch.empty(0), {})
+        return self.made(clips, Policy((None,) * self.steps), 0)
+
+    def made(self, clips: Clips, policy: Policy, computed_from: int, decode: bool = False) -> Clips:
+        """The same clips under a policy; the steps before `computed_from` take their predictions."""
+        found: dict[int, Tensor] = {}
+        with Steps(self.pipeline) as steps:
+            steps.before.append(lambda at, _t, _x, prediction: found.__setitem__(at, prediction))
+            with (
+                Replay(self.pipeline, steps, clips.predictions, range(computed_from)),
+                Reuse(self.pipeline.transformer, steps, policy),
+            ):
+                device = open_device("cpu")
+                done = generate(
+                    self.pipeline, self.config, clips.prompts, clips.seeds, device, decode=decode, steps=steps
+                )
+        return replace(clips, final=done.latents, predictions=found, frames=done.frames)
+
+    def errors(self, policy: Policy) -> list[float]:
+        """The relative error of the final latents of each held-out prompt."""
+        if policy not in self._errors:
+            found = self.made(self.held_out, policy, search.first_kept(policy)).final
+            self._errors[policy] = list(map(relative_error, found, self.held_out.final))
+        return self._errors[policy]
 
     def damage(self, policy: Policy) -> float:
-        """The mean relative error of the final latents on the held-out prompts."""
-        if policy not in self._damage:
-            first = search.first_kept(policy)
-            runs = [(self.trials().run(case, policy, first), case) for case in self.held_out]
-            self._damage[policy] = statistics.fmean(relative_error(run.latents, case.final) for run, case in runs)
-        return self._damage[policy]
+        """Their mean."""
+        return statistics.fmean(self.errors(policy))
 
     @cached_property
     def predicted(self) -> tuple[search.Predicted, int]:
@@ -168,7 +195,7 @@ def ranking(lab: Lab) -> bool:
         "skipped blocks": lambda policy: float(policy.skipped()),
         "steps shuffled": lambda policy: shuffled.damage(policy),
     }
-    print(f"ranking: {len(everything)} configurations in {len(groups)} groups, {len(lab.held_out)} held-out prompts")
+    print(f"ranking: {len(everything)} configurations in {len(groups)} groups, {lab.scale.held_out} held-out prompts")
     medians = {}
     for name, way in ways.items():
         overall = rank([way(policy) for policy, _ in everything], true)
@@ -199,46 +226,56 @@ class Answer:
 
 
 def answers(lab: Lab) -> bool:
-    """The answers of every search at each ratio: measured speed and true damage, and what they spent."""
-    found, good = [], True
+    """The answers of every search at each ratio: measured speed and true damage, and what they spent. Beside each other
+    answer stands what the recording has at the speed that is predicted of both."""
+    found: dict[str, Answer] = {}
     recorded = lab.steps * (len(lab.recorded) + len(lab.verification))
     for ratio in lab.scale.ratios:
-        rectangle = ours(lab, search.rectangles, f"dit_cache {ratio:g}", ratio)
-        theirs = by_exhaustive(lab, ratio)
-        found += [rectangle, ours(lab, search.adaptive, f"adaptive {ratio:g}", ratio)]
-        if theirs:
-            found += [theirs]
+        name = f"dit_cache {ratio:g}"
+        found[name] = ours(lab, search.rectangles, name, ratio)
+        found[f"adaptive {ratio:g}"] = ours(lab, search.adaptive, f"adaptive {ratio:g}", ratio)
+        found[f"adaptive as {name}"] = as_fast(lab, search.adaptive, f"adaptive as {name}", found[name])
+        others = [by_exhaustive(lab, ratio)]
         if python := os.environ.get("MSMODELSLIM_PYTHON"):
-            found += [by_msmodelslim(lab, ratio, python)]
-    print(f"answers: {len(lab.recorded)} recorded prompts and {len(lab.verification)} for verification, "
-          f"{recorded} forwards of the recording not in the column")  # fmt: skip
-    speeds = race(lab, [each.policy for each in found])
-    rows = {}
-    for each, (speed, low, high) in zip(found, speeds, strict=True):
-        damage = lab.damage(each.policy)
-        rows[each.name] = (speed, low, high, damage, each.forwards)
-        print(f"  {each.name:<18} {each.forwards:>6} forwards  {speed:.3f} times as fast [{low:.3f}, {high:.3f}]  "
-              f"latent error {damage:.4f}  {told(each.config)}")  # fmt: skip
-    for ratio in lab.scale.ratios:
-        speed, _, high, damage, spent = rows[f"dit_cache {ratio:g}"]
-        reached = speed >= 0.97 * ratio and high >= ratio
-        print(f"  R = {ratio:g}: {'reached' if reached else 'NOT reached'}")
-        good &= reached
-        for other in (f"exhaustive {ratio:g}", f"msmodelslim {ratio:g}"):
-            if other in rows:
-                theirs_speed, _, _, theirs_damage, theirs_spent = rows[other]
-                print(
-                    f"    {other}: {theirs_spent / spent:.1f} times our forwards "
-                    f"({theirs_spent / (spent + recorded):.1f} with the recording counted), "
-                    f"{theirs_damage / damage:.2f} times our damage at {theirs_speed / speed:.3f} times our speed"
-                )
-                good &= theirs_spent >= 3 * spent
-        _, _, _, adaptive_damage, _ = rows[f"adaptive {ratio:g}"]
-        adaptive_speed = rows[f"adaptive {ratio:g}"][0]
-        print(f"    adaptive: {adaptive_damage / damage:.2f} times the rectangle's damage at "
-              f"{adaptive_speed / speed:.3f} times its speed")  # fmt: skip
-        good &= adaptive_damage <= 0.8 * damage and adaptive_speed >= 0.98 * speed
-    return good
+            others.append(by_msmodelslim(lab, ratio, python))
+        for other in filter(None, others):
+            found[other.name] = other
+            twin = as_fast(lab, search.rectangles, f"dit_cache as {other.name}", other)
+            found[twin.name] = twin
+    print(f"answers: {len(lab.recorded)} recorded prompts and {len(lab.verification)} for verification, {recorded} "
+          f"forwards of the recording not in the column; {lab.scale.held_out} held-out prompts")  # fmt: skip
+    speeds = race(lab, [each.policy for each in found.values()])
+    rows = dict(zip(found, speeds, strict=True))
+    for name, (speed, low, high) in rows.items():
+        errors = lab.errors(found[name].policy)
+        print(f"  {name:<28} {found[name].forwards:>6} forwards  {speed:.3f} times as fast [{low:.3f}, {high:.3f}]  "
+              f"latent error {statistics.fmean(errors):.4f}, median {statistics.median(errors):.4f}  "
+              f"{told(found[name].config)}")  # fmt: skip
+    return all([compared(lab, found, rows, recorded, ratio) for ratio in lab.scale.ratios])
+
+
+def compared(
+    lab: Lab, found: dict[str, Answer], rows: dict[str, tuple[float, float, float]], recorded: int, ratio: float
+) -> bool:
+    """What is wanted of one ratio, in words and as a verdict."""
+    name = f"dit_cache {ratio:g}"
+    speed, _, high = rows[name]
+    spent, good = found[name].forwards, speed >= 0.97 * ratio and high >= ratio
+    print(f"  R = {ratio:g}: {'reached' if good else 'NOT reached'}")
+    for theirs in [f"{who} {ratio:g}" for who in ("exhaustive", "msmodelslim") if f"{who} {ratio:g}" in found]:
+        twin, many = f"dit_cache as {theirs}", found[theirs].forwards
+        damages = lab.damage(found[theirs].policy), lab.damage(found[twin].policy)
+        print(
+            f"    {theirs}: {many / spent:.1f} times our forwards ({many / (spent + recorded):.1f} with the recording "
+            f"counted); ours at {rows[twin][0] / rows[theirs][0]:.3f} times its speed has "
+            f"{damages[1] / damages[0]:.2f} times its damage"
+        )
+        good &= many >= 3 * spent and damages[1] <= damages[0]
+    twin = f"adaptive as {name}"
+    damages = lab.damage(found[twin].policy), lab.damage(found[name].policy)
+    print(f"    adaptive: {damages[0] / damages[1]:.2f} times the rectangle's damage at "
+          f"{rows[twin][0] / speed:.3f} times its speed")  # fmt: skip
+    return good and damages[0] <= 0.8 * damages[1] and rows[twin][0] >= 0.98 * speed
 
 
 def ours(lab: Lab, pool: search.Pool, name: str, ratio: float) -> Answer:
@@ -252,15 +289,25 @@ def ours(lab: Lab, pool: search.Pool, name: str, ratio: float) -> Answer:
     return Answer(name, best.config, spent + trials.forwards, best.policy)
 
 
+def as_fast(lab: Lab, pool: search.Pool, name: str, other: Answer) -> Answer:
+    """The least damaging candidate that is predicted to be as fast as another answer."""
+    predicted, spent = lab.predicted
+    wanted = predicted.prediction.times.speedup(other.policy)
+    best = min((c for c in pool(predicted.prediction) if c.speedup >= wanted - 1e-9), key=lambda c: c.damage)
+    return Answer(name, best.config, spent, best.policy)
+
+
 def by_exhaustive(lab: Lab, ratio: float) -> Answer | None:
-    trials, frames = lab.trials(), [case.final for case in lab.recorded]
-    references = [trials.run(case, Policy((None,) * lab.steps), 0, decode=True).frames.float() for case in lab.recorded]
-    assert len(frames) == len(references)
+    prompts = [(case.prompt, case.seed) for case in lab.recorded]
+    clips = Clips(*map(list, zip(*prompts, strict=True)), torch.empty(0), {})
+    clips = lab.made(clips, Policy((None,) * lab.steps), 0, decode=True)
+    made = 1
 
     def score(rectangle: Rectangle) -> float:
-        policy = rectangle.policy(lab.steps, lab.blocks)
-        made = [trials.run(case, policy, 0, decode=True).frames.float() for case in lab.recorded]
-        return statistics.fmean(float((a - b).square().mean()) for a, b in zip(made, references, strict=True))
+        nonlocal made
+        made += 1
+        frames = lab.made(clips, rectangle.policy(lab.steps, lab.blocks), 0, decode=True).frames
+        return float((frames.float() - clips.frames.float()).square().mean())
 
     try:
         found = exhaustive.exhaustive(lab.steps, lab.blocks, ratio, exhaustive.INTERVAL, score)
@@ -268,7 +315,7 @@ def by_exhaustive(lab: Lab, ratio: float) -> Answer | None:
         print(f"  exhaustive {ratio:g}: refused, {error}")
         return None
     policy = found.answer.policy(lab.steps, lab.blocks)
-    return Answer(f"exhaustive {ratio:g}", found.answer, trials.forwards, policy)
+    return Answer(f"exhaustive {ratio:g}", found.answer, made * len(prompts) * lab.steps, policy)
 
 
 def by_msmodelslim(lab: Lab, ratio: float, python: str) -> Answer:
@@ -356,12 +403,18 @@ def main() -> int:
     parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--output", type=Path, help="keeps the recording there, for another time")
+    parser.add_argument("--checkpoint", help="in place of the shipped weights; prompts stay the little world's")
+    parser.add_argument("--prompts", type=int, help="held-out prompts")
     options = parser.parse_args()
     if unknown := set(options.parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
-        lab = Lab(options.output or Path(temporary), SHORT if options.short else FULL)
+        scale = SHORT if options.short else FULL
+        if options.checkpoint:
+            scale = replace(scale, arguments=(*scale.arguments, f"model.checkpoint={options.checkpoint}"))
+        scale = replace(scale, held_out=options.prompts or scale.held_out)
+        lab = Lab(options.output or Path(temporary), scale)
         passed = {name: PARTS[name](lab) for name in options.parts or PARTS}
     print(", ".join(f"{name}: {'passes' if good else 'FAILS'}" for name, good in passed.items()))
     return 0 if options.short or all(passed.values()) else 1

@@ -53,7 +53,7 @@ def mimwrite(path: str, frames: Any, fps: int, quality: int, codec: str, output_
 def searched(
     python: str, pipeline: Any, config: dict[str, Any], prompts: Sequence[tuple[str, int]], steps: int, ratio: float
 ) -> tuple[dict[str, int], int, float]:
-    """Its answer, the forwards that it took (a guided pair is one), and the seconds."""
+    """Its answer, the forwards that it took (a guided pair is one; all prompts go in one batch), and the seconds."""
     say = "import msmodelslim, os; print(os.path.dirname(os.path.dirname(msmodelslim.__file__)))"
     place = subprocess.run([python, "-c", say], capture_output=True, text=True, check=True).stdout.splitlines()[-1]
     if place not in sys.path:
@@ -70,11 +70,9 @@ def searched(
     adaptor = DitCacheAdaptor(pipeline, DitCacheSearchConfig(cache_ratio=ratio, num_sampling_steps=steps))
 
     def videos(_: Any) -> list[np.ndarray]:
-        made = []
-        for prompt, seed in prompts:
-            DitCacheAdaptor.set_timestep_idx(0)
-            made.append(generate(pipeline, config, [prompt], [seed], open_device("cpu")).frames[0].numpy())
-        return made
+        DitCacheAdaptor.set_timestep_idx(0)
+        texts, seeds = map(list, zip(*prompts, strict=True))
+        return [frames.numpy() for frames in generate(pipeline, config, texts, seeds, open_device("cpu")).frames]
 
     try:
         with torch.inference_mode():
@@ -83,4 +81,4 @@ def searched(
         hook.remove()
         for block in blocks:
             vars(block).pop("forward", None)
-    return found, counted[0], time.perf_counter() - began
+    return found, counted[0] * len(prompts), time.perf_counter() - began

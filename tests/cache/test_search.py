@@ -11,7 +11,7 @@ from cache.test_adaptive import prediction
 
 from runner.cache import search
 from runner.cache.exhaustive import at_most, exhaustive, least_length
-from runner.cache.policy import Policy, Rectangle
+from runner.cache.policy import GENERATIONS, Policy, Rectangle
 from runner.cache.predict import Prediction, Probe, gains
 from runner.cache.speed import Times, measured
 from runner.cache.trial import Case
@@ -86,6 +86,15 @@ def test_no_verification_beyond_the_budget():
 def test_prompts_are_left_out_where_they_would_leave_one_candidate():
     _, _, outcome = find(search.rectangles, ratio=1.3, budget=3 * STEPS)
     assert len(outcome.verified) > 1 and {len(v.errors) for v in outcome.verified} == {1}
+
+
+@pytest.mark.parametrize("steps", [2, 3, 8, 30, 100])
+def test_probes_lie_apart_and_the_last_steps_have_their_own(steps):
+    found = search.probed(steps, 5)
+    assert all(before[-1] < after[0] for before, after in zip(found, found[1:], strict=False))
+    assert found[0][0] >= 1 and found[-1][-1] == steps - 1 and len(found) <= 6
+    assert steps < 4 or found[-2:] == [range(steps - 2, steps - 1), range(steps - 1, steps)]
+    assert sum(steps - reused[0] + 1 for reused in found) <= GENERATIONS / 2 * steps  # what they compute
 
 
 def test_gains_run_straight_between_probes_in_logarithm():

@@ -81,4 +81,4 @@ def test_probes_measure_what_a_reuse_does(trials, case, tmp_path):
     prediction = Prediction(local * gains(probes, STEPS)[:, None, None, None], times)
     policy = Rectangle(2, 2, 0, 2).policy(STEPS, 2)
     error = search.relative_error(trials.run(case, policy, 2).latents, case.final)
-    assert error / 3 < prediction.damage(policy) < 3 * error
+    assert error / 6 < prediction.damage(policy) < 6 * error
