@@ -14,6 +14,7 @@ from runner.bench import Bench
 
 STEPS = 4
 DTYPES = {"wan": "bf16", "sd3": "bf16"}  # the one has modules that stay in float32; the other a saved buffer
+CACHES = {"flux": "adaptive", "wan": "adaptive"}
 
 
 @dataclass
@@ -36,7 +37,7 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     )
     bench = Bench()
     folder, config = run(
-        root, *model, "quant=w8a8", "cache=dit_cache", "cache.ratio=1.05", f"sampler.num_sampling_steps={STEPS}",
+        root, *model, "quant=w8a8", f"cache={CACHES.get(name, 'dit_cache')}", "cache.ratio=1.05", f"sampler.num_sampling_steps={STEPS}",
         "timing.repeats=0", bench=bench,
     )  # fmt: skip
     return Ran(name, folder, config, bench, model)

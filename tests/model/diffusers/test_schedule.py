@@ -102,3 +102,27 @@ def test_recorded_jumps_are_those_of_the_solver(name, tmp_path):
         now, then = shares[at], shares[at + 1]
         jumped = then / now * step.latents + (1 - then / now) * x0
         torch.testing.assert_close(jumped, steps[at + 1].latents if at + 1 < N else final, rtol=1e-4, atol=1e-4)
+
+
+def test_schedule_cache_and_int8_are_put_on_each_other(tmp_path):
+    """The recipe as it stands, but for sizes: what is recorded for the cache is recorded under the schedule."""
+    folder, config = run(
+        tmp_path, "+recipe=sd3_stacked", f"model.checkpoint={save('sd3', tmp_path)}", "model.height=32",
+        "model.width=32", "prompts.text=[a red boat]", f"recording.steps={N}", "sampler.num_sampling_steps=4",
+        "timing.repeats=0",
+    )  # fmt: skip
+    written = schedules.timesteps(folder / "search-schedule" / schedules.NAME)
+    recording = Recording(folder / "dump")
+    (part,) = recording.parts("calibration")
+    assert [step.timestep for step in recording.trajectory(part)] == pytest.approx(written, abs=1e-3)
+    assert len(list((part / "movement").iterdir())) == 3
+    cache = json.loads((folder / "search-cache/search.json").read_text())
+    assert cache["steps"] == 4 and cache["verified"]
+    metrics = json.loads((folder / "sample/metrics.json").read_text())
+    assert metrics["ledger"]["int8_matmuls"] > 0 and ("cache" in metrics) == (cache["answer"] is not None)
+    (row,) = metrics["prompts"]
+    made = load_file(folder / "sample/prompt-000/latents.safetensors")["latents"]
+    (long,) = Recording(folder / "dump-schedule").parts("text")
+    assert row["latent_error"] == pytest.approx(
+        relative_error(made, Recording(folder / "dump-schedule").final(long)), rel=1e-5
+    )
