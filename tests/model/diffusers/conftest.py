@@ -37,7 +37,8 @@ def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     )
     bench = Bench()
     folder, config = run(
-        root, *model, "quant=w8a8", f"cache={CACHES.get(name, 'dit_cache')}", "cache.ratio=1.05", f"sampler.num_sampling_steps={STEPS}",
+        root, *model, "quant=w8a8", f"cache={CACHES.get(name, 'dit_cache')}", "cache.ratio=1.05",
+        f"sampler.num_sampling_steps={STEPS}",
         "timing.repeats=0", bench=bench,
     )  # fmt: skip
     return Ran(name, folder, config, bench, model)
