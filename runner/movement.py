@@ -2,9 +2,11 @@
 
 With h_i the tokens that enter block i (h_L: those that leave the last one) and d_i = h_i(t) - h_i(t'), reusing the
 blocks [s, e) at step t from step t' puts an error of d_e - d_s onto the tokens. Its square is
-<d_e,d_e> - 2<d_e,d_s> + <d_s,d_s>: the Gram matrix of the d_i holds it for every range. Kept for the lags t - t' = 1..k
-and for each pair of guidance branches, from which the matrix of the guided combination follows (`Movement.guided`): its
-weights are those with which the solver's prediction is made of the branches' outputs.
+<d_e,d_e> - 2<d_e,d_s> + <d_s,d_s>: the Gram matrix of the d_i holds it for every range. What is written, in float32, is
+that of their increments, d_0 and d_{i+1} - d_i: where tokens move far and blocks add little, small differences of its
+large entries would be lost. Kept for the lags t - t' = 1..k and for each pair of guidance branches, from which the
+matrix of the guided combination follows (`Movement.guided`): its weights are those with which the solver's prediction
+is made of the branches' outputs.
 """
 
 from __future__ import annotations
@@ -109,11 +111,12 @@ class Boundaries:
         rows, boundaries, elements = now.shape
         grams = []
         for past in self._past:
-            moved = (now - past).view(rows * boundaries, elements)
-            grams.append((moved @ moved.T).div_(elements).view(rows, boundaries, rows, boundaries).transpose(1, 2))
+            moved = now - past
+            added = torch.cat([moved[:, :1], moved.diff(dim=1)], 1).view(rows * boundaries, elements)
+            grams.append((added @ added.T).div_(elements).view(rows, boundaries, rows, boundaries).transpose(1, 2))
         self._past.appendleft(now)
         if grams:
-            tensors = {"gram": torch.stack(grams).cpu().contiguous(), "weights": weights.cpu()}
+            tensors = {"increments": torch.stack(grams).cpu().contiguous(), "weights": weights.cpu()}
             save_file(tensors, self.folder / f"step-{position:03d}.safetensors")
 
 
@@ -144,7 +147,8 @@ class Movement:
         """What `Boundaries` wrote into the folder of a part."""
         files = sorted((part / "movement").glob("step-*.safetensors"))
         steps = [{name: tensor.double() for name, tensor in load_file(file).items()} for file in files]
-        return cls([torch.empty(0), *(s["gram"] for s in steps)], [torch.empty(0), *(s["weights"] for s in steps)])
+        grams = (step["increments"].cumsum(-1).cumsum(-2) for step in steps)
+        return cls([torch.empty(0), *grams], [torch.empty(0), *(step["weights"] for step in steps)])
 
     @property
     def blocks(self) -> int:

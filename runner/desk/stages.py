@@ -117,7 +117,7 @@ def _batches(config: Config) -> int:
 
 DUMP = Stage(
     "dump",
-    version=2,
+    version=3,
     writes="float videos, recorded calls and steps, input statistics",
     fields=(*GENERATION, "recording.lags", "dump.from", "dump.format"),
     builds_on=("search-schedule",),

@@ -96,7 +96,7 @@ def test_what_is_recorded_is_how_the_streams_moved(ran, tmp_path: Path, monkeypa
         moved = torch.einsum("b,bie->ie", movement.weights[t], (rows[t] - rows[t - 1]).double())
         for s, e in ((0, 1), (0, len(names)), (len(names) - 1, len(names))):
             found, wanted = float(local_error(movement.guided()[t])[0][s, e]), (moved[e] - moved[s]).square().mean()
-            assert found == pytest.approx(float(wanted.sqrt()), rel=1e-2)  # a small difference of float32 matrices
+            assert found == pytest.approx(float(wanted.sqrt()), rel=1e-4)
     scale = ran.config["sampler"]["guidance_scale"]
     expected = [1.0] if ran.name in ("flux", "hunyuan") else [1 - scale, scale]
     assert sorted(movement.weights[1].tolist()) == pytest.approx(sorted(expected), rel=0.02)
