@@ -36,23 +36,15 @@ def released(tmp_path_factory: pytest.TempPathFactory):
     small = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
     large = {"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20}
     with torch.device("meta"):
-        write(
-            root / "transformer",
-            diffusers.SD3Transformer2DModel(
-                sample_size=128, patch_size=2, in_channels=16, num_layers=24, attention_head_dim=64,
-                num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536,
-                pooled_projection_dim=2048, out_channels=16, pos_embed_max_size=192,
-            ),
-            "SD3Transformer2DModel",
+        transformer = diffusers.SD3Transformer2DModel(
+            sample_size=128, patch_size=2, in_channels=16, num_layers=24, attention_head_dim=64,
+            num_attention_heads=24, joint_attention_dim=4096, caption_projection_dim=1536,
+            pooled_projection_dim=2048, out_channels=16, pos_embed_max_size=192,
         )  # fmt: skip
-        write(
-            root / "vae",
-            diffusers.AutoencoderKL(
-                down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-                block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, norm_num_groups=32,
-                use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5305,
-            ),
-            "AutoencoderKL",
+        vae = diffusers.AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=16, norm_num_groups=32,
+            use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.0609, scaling_factor=1.5305,
         )  # fmt: skip
         encoders = {
             "text_encoder": CLIPTextModelWithProjection(
@@ -65,8 +57,10 @@ def released(tmp_path_factory: pytest.TempPathFactory):
                 T5Config(vocab_size=300, d_model=4096, d_kv=64, d_ff=10240, num_heads=64, num_layers=1)
             ),
         }
-    parts = {"transformer": "SD3Transformer2DModel", "vae": "AutoencoderKL"}
-    index = {part: ["diffusers", kind] for part, kind in parts.items()}
+    index = {}
+    for name, part in (("transformer", transformer), ("vae", vae)):
+        write(root / name, part, type(part).__name__)
+        index[name] = ["diffusers", type(part).__name__]
     for place, (name, encoder) in enumerate(encoders.items()):
         encoder.config.save_pretrained(root / name)
         save_file(random_state(encoder), root / name / "model.safetensors", {"format": "pt"})
