@@ -73,6 +73,11 @@ def rules_of(model: Mapping[str, Any]) -> Any:
     return import_module(f"runner.model.{model['name']}.rules")
 
 
+def shapes_of(model: Mapping[str, Any], folder: Path) -> Any:
+    """How large what a resolved model section computes is (runner.model.shapes); `folder` is the checkpoint's."""
+    return import_module(f"runner.model.{model['name']}.shapes").shapes(model, folder)
+
+
 def blocks(model: Mapping[str, Any]) -> int | None:
     """How many blocks the transformer of a model section has, some more at the most; None where no file on this machine
     tells."""

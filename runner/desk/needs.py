@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from runner.cache import rules as cache
 from runner.desk import machine
-from runner.desk.checkpoints import rules_of, weight_files
+from runner.desk.checkpoints import shapes_of, weight_files
 from runner.desk.faults import Fault
 from runner.desk.forwards import forwards, shared
 from runner.desk.wording import plain, size
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from runner.desk.store import Store
 
 Config = Mapping[str, Any]
-WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}  # an element
 BINS = 962  # of a histogram; a test holds the statistics to this number
 HEAD = 180  # bytes of a small safetensors file beside its tensors
@@ -40,7 +39,7 @@ EXACT = 1.05  # what names, heads and directories add to the tensors
 
 
 class Needs:
-    """What the stages of one configuration need. None where the model's room, or a place on the hub, does not tell."""
+    """What the stages of one configuration need. None where configuration files, or a place on the hub, do not tell."""
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -50,9 +49,9 @@ class Needs:
     def shapes(self) -> Shapes | None:
         folder = Path(self.config["model"]["checkpoint"])
         try:
-            return rules_of(self.config["model"]).shapes(self.config["model"], folder) if folder.is_absolute() else None
-        except (ImportError, AttributeError, OSError, ValueError, TypeError):
-            return None  # a model that does not tell; whoever loads a damaged one will say what is wrong with it
+            return shapes_of(self.config["model"], folder) if folder.is_absolute() else None
+        except (LookupError, OSError, ValueError, TypeError):
+            return None  # configuration files that do not tell; whoever loads damaged ones will say what is wrong
 
     def disk(self, does: str, config: Config, prompts: Mapping[str, Sequence[str]]) -> int | None:
         """Bytes that a stage writes; `config` as the stage sees it."""
@@ -103,18 +102,21 @@ class Needs:
     def _result(self, shapes: Shapes, video: bool) -> float:
         """Latents, frames and the video of a clip."""
         frames = 3 * math.prod(shapes.frames)
-        return 2 * HEAD + self.item * math.prod(shapes.latents) + frames * (1 + VIDEO * video)
+        return 2 * HEAD + self._latents(shapes) + frames * (1 + VIDEO * video)
+
+    def _latents(self, shapes: Shapes) -> int:
+        return (4 if shapes.whole_latents else self.item) * math.prod(shapes.latents)
 
     def _trajectory(self, shapes: Shapes, config: Config) -> float:
         steps = _steps(config)
-        return steps * (HEAD + 2 * self.item * math.prod(shapes.latents))
+        return steps * (HEAD + 2 * self._latents(shapes))
 
     def _calls(self, shapes: Shapes, config: Config) -> float:
         """What the transformer got at each step, of both guidance branches, and the text once."""
         branches = 2 if config["sampler"]["guidance_scale"] > 1 else 1
         steps = _steps(config)
         text = shapes.text[0] * (8 + self.item * shapes.text[1])
-        return branches * (steps * self.item * math.prod(shapes.latents) + text) + forwards(config) * HEAD
+        return branches * (steps * self._latents(shapes) + text) + forwards(config) * HEAD
 
     def _statistics(self, shapes: Shapes, config: Config) -> float:
         """Of each input at each step: two extremes, the largest magnitude of each channel, a histogram of int16."""
@@ -129,7 +131,7 @@ class Needs:
             if not isinstance(file, Path):
                 return None
             kinds, elements = found.setdefault(name.partition("/")[0], {}), 0
-            for tensor, shape in _tensors(file):
+            for tensor, shape in headers.sizes(file):
                 if not (name.startswith("text_encoder") and tensor.startswith(DECODER)):
                     elements += math.prod(shape)
             kinds[file.suffix] = kinds.get(file.suffix, 0) + self.item * elements
@@ -141,7 +143,7 @@ class Needs:
         for name, file in weight_files(self.config).items():
             if not name.startswith("transformer/") or not isinstance(file, Path):
                 continue
-            for tensor, shape in _tensors(file):
+            for tensor, shape in headers.sizes(file):
                 layer, _, kind = tensor.rpartition(".")
                 linear = kind == "weight" and len(shape) == 2
                 chosen = any(fnmatchcase(layer, pattern) for pattern in quant["include"])
@@ -155,17 +157,6 @@ class Needs:
 def _steps(config: Config) -> int:
     """Evaluations of the model in one generation, by whatever number of forwards each."""
     return forwards({**config, "sampler": {**config["sampler"], "guidance_batch": "joint"}})
-
-
-def _tensors(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of each tensor in a file of weights; of another kind than safetensors, its size in float32."""
-    if file.suffix not in WEIGHTS:
-        return
-    try:
-        tensors = headers.tensors(file) if file.suffix == ".safetensors" else {}
-    except (OSError, ValueError):
-        tensors = {}  # whoever loads it will say what is wrong
-    yield from tensors.items() or [("", (file.stat().st_size // 4,))]
 
 
 def short_of_disk(planned: Iterable[PlannedStage], store: Store) -> Fault | None:

@@ -1,4 +1,4 @@
-"""What a plan says beside its table, before anything runs: weights of another commit, memory that is not there."""
+"""What a plan says beside its table, before anything runs: weights of another commit."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.desk import machine
-from runner.desk.checkpoints import PARTS, rules_of
+from runner.desk.checkpoints import PARTS
 from runner.desk.fingerprints import Fingerprints
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -17,17 +16,11 @@ RECORDS = Path(".cache/huggingface/download")  # what a download into a folder l
 
 
 def notes(config: Mapping[str, Any], fingerprints: Fingerprints) -> Iterator[str]:
-    """Sentences for a checked configuration; none for one that all is known of and that fits."""
+    """Sentences for a checked configuration; none for one whose weights are the guide's, as far as is known."""
     model = config["model"]
     for part in ("checkpoint", *PARTS):
         if pin := model.get(f"{part}_pin"):
             yield from _pinned(f"model.{part}", model[part], pin, fingerprints)
-    rules = rules_of(model)
-    there = int(str(machine.describe()["memory"]))
-    if there and config["hardware"]["device"] == "cpu" and hasattr(rules, "memory"):
-        needed = rules.memory(model, config["sampler"])
-        if needed > there:
-            yield f"this run needs {needed / 1e9:.0f} GB of memory at least, and the machine has {there / 1e9:.0f} GB"
 
 
 def _pinned(key: str, place: str | None, pin: str, fingerprints: Fingerprints) -> Iterator[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from .object_file import read
 
 INDEX = ".safetensors.index.json"
+WEIGHTS = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
 
 def tensors(file: Path) -> dict[str, tuple[int, ...]]:
@@ -23,6 +24,18 @@ def tensors(file: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor["shape"]) for name, tensor in head.items() if name != "__metadata__"}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is no safetensors file: {error}") from error
+
+
+def sizes(file: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of each tensor in a file of weights; of another kind than safetensors, or of a damaged one, its
+    size in float32."""
+    if file.suffix not in WEIGHTS:
+        return
+    try:
+        found = tensors(file) if file.suffix == ".safetensors" else {}
+    except (OSError, ValueError):
+        found = {}  # whoever loads it will say what is wrong
+    yield from found.items() or [("", (file.stat().st_size // 4,))]
 
 
 def names(folder: Path) -> set[str]:

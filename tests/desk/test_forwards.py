@@ -92,7 +92,7 @@ def test_planned_forwards_are_the_counted_ones(
     assert all(found[name] <= counts[name] if name in bounds else found[name] == counts[name] for name in counts)
     assert [name for name in found if name] == [name for name, row in rows.items() if row["action"] == "run"]
     for name, row in rows.items():
-        if row["action"] == "run" and row["disk"] is not None:  # of Open-Sora 1.2 nobody tells yet
+        if row["action"] == "run":
             taken = sum(file.stat().st_size for file in (run / name).rglob("*") if file.is_file())
             assert 0.9 * taken - TEXTS <= row["disk"] <= 1.15 * taken, name
 

@@ -15,6 +15,7 @@ from runner.desk.fingerprints import Fingerprints
 from runner.desk.graph import plan
 from runner.desk.needs import Needs
 from runner.desk.store import Store
+from runner.model.headers import sizes
 from runner.statistics import BINS
 
 Usage = namedtuple("Usage", "total used free")
@@ -60,6 +61,24 @@ def test_more_memory_than_there_is_is_said(config, monkeypatch, there, device, w
     config["hardware"]["device"] = device
     said = needs.short_of_memory(plan(config, Store(Path("store")), Fingerprints(Path("known.json"))), config)
     assert (said is not None) == warned and (not warned or "takes about" in said)
+
+
+def test_open_sora_12_is_told_of_too(opensora12, disk, monkeypatch):
+    """A loop goes on from the last frames of the one before, which are not shown again."""
+
+    def planned(*arguments: str) -> tuple[dict, list]:
+        config = opensora12("quant=w8a8", *arguments).config
+        return config, plan(config, Store(Path("store")), Fingerprints(Path("known.json")))
+
+    config, rows = planned()
+    disk(1000)
+    assert all(row.disk and row.memory for row in rows if row.stage in ("dump", "quantize", "sample"))
+    assert "free (dump " in needs.short_of_disk(rows, Store(Path("store"))).expected
+    monkeypatch.setattr(needs.machine, "describe", lambda: {"memory": 1})
+    assert "takes about" in needs.short_of_memory(rows, config)
+    looped, _ = planned("model.loop=3", "model.num_frames=34")
+    shapes = Needs(looped).shapes
+    assert shapes.frames[0] == 34 + 2 * (34 - 17) and shapes.latents[1] == 10 and shapes.whole_latents
 
 
 def test_what_is_reused_needs_no_space(config, disk):
@@ -124,7 +143,7 @@ def test_a_place_on_the_hub_tells_nothing(config):
 @pytest.mark.parametrize("content", [b"", b"no head at all", (1 << 60).to_bytes(8, "little"), b"\2\0\0\0\0\0\0\0{]"])
 def test_weights_without_a_head_count_by_their_size(tmp_path, content):
     (tmp_path / "a.safetensors").write_bytes(content)
-    assert list(needs._tensors(tmp_path / "a.safetensors")) == [("", (len(content) // 4,))]
+    assert list(sizes(tmp_path / "a.safetensors")) == [("", (len(content) // 4,))]
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""What a plan says of weights that are not the guide's, and of memory that is not there."""
+"""What a plan says of weights that are not the guide's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from runner.desk import machine, notes
+from runner.desk import notes
 from runner.desk.fingerprints import Fingerprints
 
 PIN, OTHER = "9a8583918505ee93bd9fae8dd5ce32e1f9334c71", "0" * 40
@@ -52,13 +52,6 @@ def test_the_hub_s_own_cache_has_the_commit_in_its_path(opensora12, tiny_opensor
     config = opensora12(f"model.vae3d={place}").config
     (note,) = notes.notes(config, Fingerprints(tmp_path / "known.json"))
     assert note.startswith("model.vae3d: ") and OTHER in note
-
-
-def test_memory_that_is_not_there(said, monkeypatch):
-    monkeypatch.setattr(machine, "describe", lambda: {"memory": 1 << 30})
-    assert said(None) == []
-    (note,) = said(None, None, "model.height=1440", "model.width=2560", "model.num_frames=16s")
-    assert note.startswith("this run needs ") and note.endswith("GB of memory at least, and the machine has 1 GB")
 
 
 def test_models_without_such_rules_have_no_notes(config, tmp_path):

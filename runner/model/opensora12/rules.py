@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runner.model import headers, identity, object_file
+from runner.model import identity, object_file
 
 from .masks import parse_mask_strategy, strategy_text
 from .prompts import extract_json, split_prompt
@@ -199,35 +198,3 @@ def components(model: Mapping[str, Any], folder: Path | None) -> dict[str, str]:
         elif named:
             found[part] = named
     return {"text_encoder": TEXT_ENCODER, **found}
-
-
-def memory(model: Mapping[str, Any], sampler: Mapping[str, Any]) -> int:
-    """Bytes that a run needs at the least: all weights, and the largest activations of one block or of the decoder.
-
-    A bound from below: what an attention or an allocator takes beside that is not in it.
-    """
-    size = 4 if model["dtype"] == "fp32" else 2
-    places = [Path(model[part]) for part in ("checkpoint", *PARTS) if model.get(part)]
-    weights = size * sum(_elements(place) for place in places if place.is_dir())
-    frames, rows, columns = latent_sizes(
-        model["num_frames"], model["height"], model["width"], model["micro_frame_size"]
-    )
-    config = Path(model["checkpoint"]) / "config.json"
-    width = json.loads(config.read_text(encoding="utf-8")).get("hidden_size", 1152) if config.is_file() else 1152
-    branches = 2 if sampler["guidance_scale"] > 1 and sampler["guidance_batch"] == "joint" else 1
-    tokens = model["batch_size"] * branches * frames * -(-rows // 2) * -(-columns // 2)
-    block = 6 * width * tokens * size  # the tokens, the block's input, four times as much between its two linears
-    pixels = 64 * rows * columns
-    decoded = 3 * pixels * model["num_frames"] * model["batch_size"] * size * 2  # the frames, and all of them joined
-    return weights + max(block, decoded + 384 * pixels * model["micro_batch_size"] * size)
-
-
-def _elements(folder: Path) -> int:
-    """How many numbers the weight files of a folder hold: by their headers, or where these lack at four bytes each."""
-    found = 0
-    for file in folder.iterdir():
-        if file.suffix == ".safetensors":
-            found += sum(map(math.prod, headers.tensors(file).values()))
-        elif file.suffix in (".bin", ".pt", ".pth"):
-            found += file.stat().st_size // 4
-    return found

@@ -48,6 +48,13 @@ def test_the_stages_leave_what_they_should(ran):
     assert "proj_out" in kept and not any("attn" in name for name in kept if "blocks." not in name)
 
 
+def test_disk_and_memory_are_told_before_anything_runs(ran):
+    rows = {row["stage"]: row for row in json.loads((ran.folder / "plan.json").read_text())["stages"]}
+    taken = sum(file.stat().st_size for file in (ran.folder / "dump").rglob("*") if file.is_file())
+    assert 0.95 * taken <= rows["dump"]["disk"] <= 1.2 * taken
+    assert all(rows[stage]["disk"] and rows[stage]["memory"] for stage in ("quantize", "sample"))
+
+
 def test_solver_steps_and_guidance_are_the_checkpoint_s(ran):
     sampler = ran.config["sampler"]
     index = json.loads((Path(ran.config["model"]["checkpoint"]) / "model_index.json").read_text())
