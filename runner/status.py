@@ -9,6 +9,7 @@ from typing import Any
 from runner.durable import write_json
 
 DONE, FAILED, REFUSED, INTERRUPTED = 0, 1, 2, 130  # exit statuses
+PEER_LOST = 75  # of a rank that only saw another one go
 STDERR = "stderr.log"  # what a worker wrote to its standard error: what it could not say in run.log
 FINAL = ("done", "failed")  # states after which a worker has no more to say
 

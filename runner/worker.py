@@ -26,11 +26,10 @@ from runner.bench import Bench, Context
 from runner.desk.store import Entry, Store
 from runner.hardware import open_device
 from runner.parallel import PeerLost
-from runner.status import FAILED, FINAL, INTERRUPTED, STDERR, read_status, write_status
+from runner.status import FAILED, FINAL, INTERRUPTED, PEER_LOST, STDERR, read_status, write_status
 
 log = logging.getLogger("runner")
 
-PEER_SPEAKS_FIRST = 6  # seconds in which the launcher ends a rank whose peer has died, before it says a word itself
 # By stage: the key of the folder, or of the one file, that also gets its files, and which they are.
 DELIVERED = {
     "dump": ("dump.folder", "calib_data*.pth"),
@@ -167,9 +166,9 @@ def attempt(run: Path, bench: Bench, console: Console) -> bool:
         raise SystemExit(INTERRUPTED) from None
     except PeerLost as error:  # there is no going on, with this run or the next
         log.error("%s", error)
-        if not peer_has_spoken(run):
-            write_status(run, "failed", stage=context and context.stage, error=str(error))
-        raise SystemExit(FAILED) from None
+        if read_status(run).get("state") != "failed":  # the other one's last words, written before it went
+            write_status(run, "failed", stage=context and context.stage, error=str(error), lost=error.rank)
+        raise SystemExit(PEER_LOST) from None
     except Exception as error:
         bench.clear()  # what a failed run left in the model is not for the next one
         state, facts = "failed", {"stage": context and context.stage, "error": f"{type(error).__name__}: {error}"}
@@ -209,8 +208,7 @@ def main(runs: list[Path]) -> int:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except PeerLost:
-        time.sleep(PEER_SPEAKS_FIRST)
-        return FAILED
+        return PEER_LOST
     except Exception as error:  # outside of any run's attempt
         last_words(runs, error)
         return FAILED
@@ -225,16 +223,6 @@ def last_words(runs: list[Path], error: Exception) -> None:
             why = f"rank {os.environ['RANK']}: {type(error).__name__}: {error}"
             write_status(run, **{**told, "state": "failed", "error": why})
             return
-
-
-def peer_has_spoken(run: Path) -> bool:
-    """Whether the rank that is gone says why, in the time in which the launcher, if there is one, ends this one."""
-    deadline = time.monotonic() + PEER_SPEAKS_FIRST
-    while time.monotonic() < deadline:
-        if read_status(run).get("state") == "failed":
-            return True
-        time.sleep(0.1)
-    return False
 
 
 def lead(runs: list[Path]) -> int:

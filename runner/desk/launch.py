@@ -21,7 +21,7 @@ from typing import Any
 from runner import lifeline
 from runner.desk import machine
 from runner.desk.store import Store
-from runner.status import FINAL, STDERR, read_status, write_status
+from runner.status import FINAL, PEER_LOST, STDERR, read_status, write_status
 
 WORKER = "runner.worker"
 LAUNCHER = "runner.parallel.launcher"  # takes torchrun's arguments
@@ -80,8 +80,9 @@ def launch_in_turn(runs: Sequence[Path], config: Config) -> dict[Path, RunFailed
         for run, told in told_of.items():
             if told.get("state") == "failed" or run in died_in:
                 failures[run] = _failure(run, ended)
-            if run in died_in:
+            if run in died_in or "lost" in told:
                 write_status(run, **{**told, "state": "failed", "error": failures[run].why})
+            if run in died_in:
                 _tidy(run)
         left = [run for run in untold if run not in died_in]
     return failures
@@ -118,16 +119,13 @@ class _Ended:
     ranks: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        # The launcher itself ends the others by SIGTERM.
-        for rank, status in self.ranks.items():
-            if status < 0 and status != -signal.SIGTERM:
-                return f"rank {rank} was ended by {_signal(-status)}"
-        for rank, status in self.ranks.items():
-            if status > 0:
-                return f"rank {rank} ended with status {status} and said no more"
-        if self.status < 0:
-            return f"the worker was ended by {_signal(-self.status)}"
-        return f"the worker ended with status {self.status} and said no more"
+        told = [said for rank in self.ranks if (said := self.of(rank))]
+        return told[0] if told else _end_of("the worker", self.status)
+
+    def of(self, rank: object) -> str | None:
+        """How a rank ended by itself: not by the launcher, which ends the others by SIGTERM, nor for another's sake."""
+        status = self.ranks.get(str(rank), 0)
+        return None if status in (0, -signal.SIGTERM, PEER_LOST) else _end_of(f"rank {rank}", status)
 
 
 def _work(runs: Sequence[Path], config: Config) -> _Ended:
@@ -218,11 +216,14 @@ def _failure(run: Path, ended: _Ended) -> RunFailed:
     stage = told.get("stage")
     where = next((run / name for name in ("traceback.txt", STDERR, "run.log") if (run / name).is_file()), run)
     what = f"stage {stage}" if stage else "the worker, before its first stage"
-    if told.get("state") == "failed":
+    how = ended.of(told.get("lost"))  # the launcher knows of what a rank died that the others only saw go
+    if told.get("state") == "failed" and how is None:
         return RunFailed(what, textwrap.shorten(str(told.get("error")), LONGEST_REASON, placeholder=" ..."), where)
-    return RunFailed(what, str(ended), where)
+    return RunFailed(what, how or str(ended), where)
 
 
-def _signal(number: int) -> str:
-    name = signal.Signals(number).name
-    return f"{name} (on Linux often because memory ran out)" if name == "SIGKILL" else name
+def _end_of(who: str, status: int) -> str:
+    if status >= 0:
+        return f"{who} ended with status {status} and said no more"
+    name = signal.Signals(-status).name
+    return f"{who} was ended by {name}{' (on Linux often because memory ran out)' if name == 'SIGKILL' else ''}"

@@ -11,4 +11,9 @@ from __future__ import annotations
 
 
 class PeerLost(ConnectionError):
-    """Another process of the run is gone. Why is for that process, or for who started it, to say."""
+    """Another process of the run is gone, or has not answered in time. Why it went is for that process, or for who
+    started it, to say."""
+
+    def __init__(self, rank: int, what: str = "is gone") -> None:
+        super().__init__(f"rank {rank} {what}")
+        self.rank = rank

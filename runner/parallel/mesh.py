@@ -9,20 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import torch.distributed as dist
 
 from runner.parallel import PeerLost
 
-# A rank waits as long as the leader works alone; one that has died closes its connection and is noticed at once.
+# A rank waits as long as the leader works alone; one that has died closes its connection and is noticed at once. One
+# that hangs keeps its connection: the leader gives it up where an answer takes so long, which a forward does not.
 PATIENCE = timedelta(days=30)
+ANSWER = timedelta(minutes=30)
+_answers = SimpleNamespace(group=None)  # in which the others speak to the leader
 
 
 @contextmanager
 def joined() -> Iterator[None]:
     """Meet the other processes where the environment says (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE)."""
     dist.init_process_group("gloo", timeout=PATIENCE)
+    _answers.group = dist.new_group(timeout=ANSWER)
     yield
     dist.destroy_process_group()  # after a failure the end of the process does it
 
@@ -40,14 +45,15 @@ def size() -> int:
 def send(message: Any, to: int) -> None:
     """Send anything that can be pickled; PeerLost if the other is gone."""
     with _lost(to):
-        dist.send_object_list([message], to)
+        dist.send_object_list([message], to, group=_answers.group if to == 0 else None)
 
 
 def receive(source: int) -> Any:
-    """The next message of a process, waiting for it; PeerLost if the other is gone."""
+    """The next message of a process, waiting for it; PeerLost if the other is gone, or owes the leader an answer for
+    too long."""
     box: list[Any] = [None]
     with _lost(source):
-        dist.recv_object_list(box, source)
+        dist.recv_object_list(box, source, group=None if source == 0 else _answers.group)
     return box[0]
 
 
@@ -56,4 +62,7 @@ def _lost(peer: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no narrower kind
-        raise PeerLost(f"rank {peer} is gone") from error
+        hangs = "timed out" in str(error).lower()
+        raise PeerLost(
+            peer, f"hangs: no answer for {ANSWER.total_seconds() / 60:g} minutes" if hangs else "is gone"
+        ) from error

@@ -16,7 +16,7 @@ import pytest
 
 from runner.desk import launch
 from runner.desk.launch import RunFailed
-from runner.status import read_status
+from runner.status import PEER_LOST, read_status, write_status
 
 
 def config(env=None):
@@ -244,12 +244,22 @@ def test_the_lines_for_several_machines():
         (-9, {}, "the worker was ended by SIGKILL"),
         (3, {}, "the worker ended with status 3"),
         (1, {"0": -15, "1": -9}, "rank 1 was ended by SIGKILL"),  # the launcher has ended rank 0
-        (1, {"0": 1, "1": -11}, "rank 1 was ended by SIGSEGV"),
+        (1, {"0": PEER_LOST, "1": -11}, "rank 1 was ended by SIGSEGV"),
         (1, {"0": -15, "1": 3}, "rank 1 ended with status 3"),
     ],
 )
 def test_the_rank_that_ended_first_is_named(status, ranks, says):
     assert str(launch._Ended(status, ranks)).startswith(says)
+
+
+@pytest.mark.parametrize(
+    ("rank_1", "says"), [(-11, "rank 1 was ended by SIGSEGV"), (-15, "rank 1 is gone"), (0, "rank 1 is gone")]
+)
+def test_what_one_rank_saw_go_the_launcher_knows_the_end_of(tmp_path, rank_1, says):
+    """-15: the launcher ended it, so it did not end by itself."""
+    write_status(tmp_path, "failed", stage="dump", error="rank 1 is gone", lost=1)
+    failed = launch._failure(tmp_path, launch._Ended(1, {"0": PEER_LOST, "1": rank_1}))
+    assert failed.why.startswith(says) and failed.what == "stage dump"
 
 
 def test_ranks_are_for_work_only(worker):

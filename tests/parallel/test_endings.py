@@ -55,7 +55,7 @@ def under_way(checkpoint: Path, output: Path, **variables: str) -> Iterator[tupl
         text=True,
     )
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 400
         while "on rank 1" not in "".join(log.read_text() for log in output.glob("*/*/run.log")):
             assert desk.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)
@@ -117,6 +117,24 @@ def test_a_rank_that_fails_says_why(tiny_checkpoint, tmp_path):
     ]
     trace = (folder / "traceback.txt").read_text()
     assert "in serve" in trace and trace.endswith("ValueError: the other half is lost\n")
+
+
+def test_a_rank_that_hangs_is_given_up(tiny_checkpoint, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if 'RANK' in os.environ:\n"
+        "    from datetime import timedelta\n"
+        "    from runner.parallel import mesh\n"
+        "    mesh.ANSWER = timedelta(seconds=6)\n"
+    )
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
+    with under_way(tiny_checkpoint, tmp_path / "out", PYTHONPATH=path) as (desk, folder):
+        below = descendants(desk.pid)
+        os.kill(next(pid for pid, number in below.items() if number == "1"), signal.SIGSTOP)
+        # torch's launcher asks it to end, which it cannot hear, and half a minute later makes it.
+        status, errors = end(desk, list(below), within=90)
+    assert status == 1 and "why: rank 1 hangs: no answer for 0.1 minutes" in errors, errors
+    assert json.loads((folder / "status.json").read_text())["state"] == "failed"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
