@@ -103,6 +103,7 @@ class Context:
         self.bench, self.console = bench, console
         self.artifacts: dict[str, Path] = {}
         self.measurements: dict[str, Any] = {}
+        self.measured: Mapping[str, Any] = {}  # the same of a time before, where this machine has made the artifact
         self.stage = ""
         self.prompts: dict[str, list[str]] = {}
 

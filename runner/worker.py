@@ -73,6 +73,7 @@ def make(context: Context, store: Store, does: str, key: str, again: bool) -> En
     log.info("%s starts, key %s", context.stage, key)
     start = time.perf_counter()
     draft = store.draft(does, key, redo=again)
+    context.measured = {} if again else store.measured(does, key) or {}
     importlib.import_module(f"runner.stages.{does.replace('-', '_')}").run(context, draft)
     seconds = time.perf_counter() - start
     machine = context.hardware.describe() | {"processes": int(os.environ.get("WORLD_SIZE", "1"))}

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,7 +22,8 @@ from typing import Any
 
 import pytest
 
-from runner.desk.store import MANIFEST, Store
+from runner.desk.stages import STAGES
+from runner.desk.store import AGAIN, MANIFEST, Store
 from runner.status import read_status
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc who is alive")
@@ -34,9 +35,11 @@ ARGUMENTS = [
     "model.num_frames=5", "model.height=32", "model.width=32",
 ]  # fmt: skip
 WORKING = ("dump", "calibrate", "quantize", "sample")  # the stages of this recipe that do work, in order
+ORDER = [stage.name for stage in STAGES]
 TRIES = Path(__file__).with_name("crash_tries.py")
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}
 ROLES = {"runner": "desk", "runner.parallel.launcher": "launcher", "runner.worker": "worker"}  # by module
+MEASURED = ".store/measurements/*/search-cache-*.json"
 MARK = "RUNNER_CRASH_TEST"  # in the environment of all that a command starts: the output folder
 
 
@@ -87,10 +90,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def stored_before(undisturbed: Path, output: Path, stage: str) -> None:
-    """Have all before `stage` stored."""
+def stored_before(undisturbed: Path, output: Path, stage: str | None) -> None:
+    """Have all before `stage` stored; None: all."""
     for name in entries(undisturbed):
-        if WORKING.index(name.rpartition("-")[0]) < WORKING.index(stage):
+        if stage is None or ORDER.index(name.rpartition("-")[0]) < ORDER.index(stage):
             shutil.copytree(undisturbed / ".store" / name, output / ".store" / name)
 
 
@@ -186,6 +189,8 @@ class Kill:
     ("more", "victims", "wanted"),
     [
         pytest.param([], ("desk", "worker", "all"), 5, id="one process"),
+        pytest.param(["parallel=cfg2"], ("desk", "launcher", "worker", "all"), 2, id="two ranks"),
+        pytest.param(["redo={stage}"], ("desk", "worker", "all"), 1, id="redo"),
     ],
 )
 def test_random_kills(undisturbed, tmp_path, more, victims, wanted):
@@ -196,13 +201,15 @@ def test_random_kills(undisturbed, tmp_path, more, victims, wanted):
     kills: list[Kill] = []
 
     def strike(kill: Kill) -> None:
-        output = tmp_path / str(kill.number)
-        stored_before(undisturbed, output, kill.drawn)
-        finished = kill_once(kill, output, more, seconds[kill.drawn])
-        finish(output, *more)
-        for path, inode in finished.items():
-            now = path if path.exists() else output / ".store" / path.parent.name / path.name
-            assert now.stat().st_ino == inode, f"{path} was made a second time"
+        output, asked = tmp_path / str(kill.number), [word.format(stage=kill.drawn) for word in more]
+        redone = asked != more
+        stored_before(undisturbed, output, None if redone else kill.drawn)
+        finished = kill_once(kill, output, asked, seconds[kill.drawn])
+        if redone:  # what is made again stays, whole, until there is another one
+            assert entries(output) == entries(undisturbed)
+        finish(output, *asked)
+        kept = {path: inode for path, inode in finished.items() if not redone or "drafts" in path.parts}
+        assert_kept(output, kept)
         assert entries(output) == entries(undisturbed)
         assert results(runs(output)[-1]).items() >= results(runs(undisturbed)[0]).items()  # exports, by rank, too
         assert not list((output / ".store" / "drafts").iterdir())
@@ -222,6 +229,35 @@ def test_random_kills(undisturbed, tmp_path, more, victims, wanted):
     for stage in WORKING:
         print(f"  {stage:<10}", *(f"{fell[stage, who]:>2} {who}" for who in victims))
     assert sum(fell.values()) >= wanted * len(WORKING)
+
+
+@pytest.mark.slow
+def test_a_killed_search_that_goes_by_measured_times_finds_the_same(tmp_path):
+    """Equal measurements are the premise: the block times of dump and the seconds of the search's own trials."""
+    search = ["cache=dit_cache", "cache.ratio=1.1", "sampler.num_sampling_steps=10"]
+    undisturbed, draw, kills = tmp_path / "undisturbed", random.Random(20240708), list[Kill]()
+    finish(undisturbed, *search)
+    seconds = durations(runs(undisturbed)[0])["search-cache"]
+    while (fell := sum(kill.fell == "search-cache" for kill in kills)) < 3:
+        assert len(kills) < 8, "most kills miss the search"
+        kills.append(Kill(len(kills), "search-cache", draw.choice(("desk", "worker", "all"))))
+        output = tmp_path / str(kills[-1].number)
+        stored_before(undisturbed, output, "search-cache")
+        shutil.copytree(undisturbed / ".store" / "measurements", output / ".store" / "measurements")
+        finished = kill_once(kills[-1], output, search, seconds)
+        finish(output, *search)
+        assert_kept(output, finished)
+        assert entries(output) == entries(undisturbed)
+        measured = [json.loads(next(out.glob(MEASURED)).read_text()) for out in (output, undisturbed)]
+        assert measured[0]["trials"] == measured[1]["trials"]
+    print(f"\n{fell} kills in {len(kills)} runs:", *(kill.victim for kill in kills))
+
+
+def assert_kept(output: Path, finished: Mapping[Path, int]) -> None:
+    """What was finished before the kill, by inode, is in the store now."""
+    for path, inode in finished.items():
+        now = path if path.exists() else output / ".store" / path.parent.name.removesuffix(AGAIN) / path.name
+        assert now.stat().st_ino == inode, f"{path} was made a second time"
 
 
 def kill_once(kill: Kill, output: Path, more: Sequence[str], seconds: float) -> dict[Path, int]:
@@ -263,7 +299,7 @@ def reached(output: Path, stage: str) -> bool:
     """Whether a run is at `stage`, or past it."""
     told = read_status(runs(output)[0]) if runs(output) else {}
     return told.get("state") == "done" or (
-        told.get("stage") in WORKING and WORKING.index(told["stage"]) >= WORKING.index(stage)
+        told.get("stage") in ORDER and ORDER.index(told["stage"]) >= ORDER.index(stage)
     )
 
 

@@ -15,6 +15,7 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
+from runner.cache.kept import Found, Kept
 from runner.cache.policy import Policy
 from runner.cache.reuse import Reuse
 from runner.cache.speed import StepTimes
@@ -87,6 +88,19 @@ class Trial:
     forwards: int = 0
     predictions: dict[int, Tensor] = field(default_factory=dict)
 
+    def packed(self) -> Found:
+        """It without its frames, to be kept."""
+        tensors = {f"prediction.{step}": tensor for step, tensor in self.predictions.items()}
+        seconds = {str(step): value for step, value in self.seconds.items()}
+        return {"seconds": seconds, "forwards": self.forwards}, {"latents": self.latents, **tensors}
+
+    @classmethod
+    def unpacked(cls, found: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trial:
+        """What was packed."""
+        predictions = {int(name.partition(".")[2]): tensor for name, tensor in tensors.items() if "." in name}
+        seconds = {int(step): value for step, value in found["seconds"].items()}
+        return cls(tensors["latents"], torch.empty(0), seconds, found["forwards"], predictions)
+
 
 @dataclass(frozen=True)
 class Case:
@@ -102,17 +116,34 @@ class Case:
 
 @dataclass
 class Trials:
-    """Runs policies on a pipeline and counts the forwards. `on_forwards` is told each number of them."""
+    """Runs policies on a pipeline and counts the forwards. `on_forwards` is told each number of them. What is `kept` of
+    a search that was cut off is not run again; trials with frames, which may be gigabytes, are not kept."""
 
     pipeline: Any
     config: Mapping[str, Any]
     hardware: Hardware
     on_forwards: Callable[[int], None] = lambda _: None
     forwards: int = 0
+    kept: Kept | None = None
 
     def run(self, case: Case, policy: Policy, computed_from: int, keep: bool = False, decode: bool = False) -> Trial:
         """Generate a case under a policy; the steps before `computed_from` take its predictions. `keep` keeps those
         that are computed, for later trials; `decode` also makes frames."""
+
+        def make() -> Trial:
+            return self._run(case, policy, computed_from, keep, decode)
+
+        if self.kept is None or decode:
+            trial = make()
+        else:
+            asked = {"prompt": case.prompt, "seed": case.seed, "computed_from": computed_from}
+            asked["ranges"] = [reused and list(reused) for reused in policy.ranges]
+            trial = Trial.unpacked(*self.kept.get(asked, lambda: make().packed()))
+        self.forwards += trial.forwards
+        self.on_forwards(trial.forwards)
+        return trial
+
+    def _run(self, case: Case, policy: Policy, computed_from: int, keep: bool, decode: bool) -> Trial:
         trial = Trial(torch.empty(0), torch.empty(0))
         replayed = range(computed_from)
         with Steps(self.pipeline) as steps:
@@ -128,6 +159,4 @@ class Trials:
                 )
         trial.latents, trial.frames, trial.forwards = done.latents, done.frames, replay.forwards
         trial.seconds = times.seconds(computed_from + 1)
-        self.forwards += trial.forwards
-        self.on_forwards(trial.forwards)
         return trial

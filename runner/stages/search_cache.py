@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from runner.bench import Context
 from runner.cache import exhaustive, policy, search
+from runner.cache.kept import Found, Kept
 from runner.cache.policy import GENERATIONS, Config, Policy, Rectangle
 from runner.cache.rules import FOUND
 from runner.cache.search import Candidate, Outcome
@@ -34,10 +35,13 @@ log = logging.getLogger(__name__)
 def run(context: Context, draft: Path) -> None:
     config, by = context.config, context.config["cache"]["search"]
     recording = Recording(context.artifacts["dump"])
-    found, facts = (_exhaustive if by == "exhaustive" else _on_recording)(context, recording)
+    kept = Kept(draft, context.measured.get("trials", ()))
+    found, facts = (_exhaustive if by == "exhaustive" else _on_recording)(context, recording, kept)
+    context.measurements["trials"] = kept.measurements
     if found is not None:
         policy.write(found, draft / FOUND)
     (draft / "search.json").write_text(json.dumps({"search": by, **config["cache"], **facts}, indent=2))
+    kept.drop()
     context.console.print(f"{context.stage:<10} {facts['statement']}", highlight=False, soft_wrap=True)
 
 
@@ -49,13 +53,13 @@ def _cases(recording: Recording, role: str) -> list[Case]:
     ]
 
 
-def _on_recording(context: Context, recording: Recording) -> tuple[Config | None, dict[str, Any]]:
+def _on_recording(context: Context, recording: Recording, kept: Kept) -> tuple[Config | None, dict[str, Any]]:
     config, cache = context.config, context.config["cache"]
     movements = [Movement.read(part) for part in recording.parts("calibration")]
     steps, count = len(movements[0].gram), movements[0].blocks
     cases, verification = _cases(recording, "calibration"), _cases(recording, "verification")
     with context.progress(GENERATIONS * steps) as ticker:
-        trials = Trials(context.pipeline(), config, context.hardware, ticker.advance)
+        trials = Trials(context.pipeline(), config, context.hardware, ticker.advance, kept=kept)
         predicted = search.predict(trials, cases, movements, _recorded_times(context, count))
         if config["quant"]["scheme"] != "none":
             trials.pipeline = context.quantized_pipeline()
@@ -94,7 +98,7 @@ def _recorded_times(context: Context, count: int) -> Times:
         return Times(1.0, (1 / count,) * count)
 
 
-def _exhaustive(context: Context, recording: Recording) -> tuple[Config, dict[str, Any]]:
+def _exhaustive(context: Context, recording: Recording, kept: Kept) -> tuple[Config, dict[str, Any]]:
     config, cache = context.config, context.config["cache"]
     quantized = config["quant"]["scheme"] != "none"
     pipeline = context.quantized_pipeline() if quantized else context.pipeline()
@@ -108,14 +112,25 @@ def _exhaustive(context: Context, recording: Recording) -> tuple[Config, dict[st
         trials = Trials(pipeline, config, context.hardware, ticker.advance)
 
         def score(rectangle: Rectangle) -> float:
-            decided = rectangle.policy(steps, count)
-            done = [trials.run(case, decided, 0, decode=True) for case in cases]
-            errors = [relative_error(one.latents, case.final) for one, case in zip(done, cases, strict=True)]
-            speed = measured(decided, [one.seconds for one in done])
+            decided, before = rectangle.policy(steps, count), trials.forwards
+
+            def make() -> Found:
+                done = [trials.run(case, decided, 0, decode=True) for case in cases]
+                errors = [relative_error(one.latents, case.final) for one, case in zip(done, cases, strict=True)]
+                squares = [(a.frames[0].float() - b.float()).square().mean() for a, b in zip(done, frames, strict=True)]
+                return {
+                    "seconds": [list(one.seconds.items()) for one in done],
+                    "forwards": sum(one.forwards for one in done),
+                    "errors": errors,
+                    "score": float(torch.stack(squares).mean()),
+                }, {}
+
+            one, _ = kept.get(rectangle.to_json(), make)
+            trials.forwards = before + one["forwards"]  # kept ones count, too
+            speed = measured(decided, [dict(seconds) for seconds in one["seconds"]])
             candidate = Candidate(rectangle, decided, float("nan"), float("nan"))
-            made[rectangle] = search.Verified(candidate, errors, speed, sum(one.forwards for one in done))
-            squares = [(a.frames[0].float() - b.float()).square().mean() for a, b in zip(done, frames, strict=True)]
-            return float(torch.stack(squares).mean())
+            made[rectangle] = search.Verified(candidate, one["errors"], speed, one["forwards"])
+            return float(one["score"])
 
         found = exhaustive.exhaustive(steps, count, cache["ratio"], interval, score)
     tried = [made[rectangle] for rectangle, _ in found.tried]
