@@ -15,12 +15,12 @@ import torch
 from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import Tensor
 
-from runner.cache.kept import Found, Kept
 from runner.cache.policy import Policy
 from runner.cache.reuse import Reuse
 from runner.cache.speed import StepTimes
 from runner.generation import generate
 from runner.hardware import Hardware
+from runner.kept import Found, Kept
 from runner.steps import Steps
 
 

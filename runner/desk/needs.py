@@ -60,8 +60,8 @@ class Needs:
         found: float
         if does == "dump":
             found = self._dumped(self.shapes, config, prompts)
-        elif does == "sample":
-            found = len(prompts["text"]) * self._result(self.shapes, config["sample"]["save"])
+        elif does in ("sample", "benchmark"):
+            found = len(prompts["text"]) * self._result(self.shapes, does == "benchmark" or config["sample"]["save"])
         elif does == "quantize":
             found = self._exported()
         else:

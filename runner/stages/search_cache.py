@@ -17,13 +17,13 @@ from safetensors.torch import load_file
 
 from runner.bench import Context
 from runner.cache import exhaustive, policy, search
-from runner.cache.kept import Found, Kept
 from runner.cache.policy import GENERATIONS, Config, Policy, Rectangle
 from runner.cache.rules import FOUND
 from runner.cache.search import Candidate, Outcome
 from runner.cache.speed import Times, measured
 from runner.cache.trial import Case, Trials
 from runner.generation import forwards
+from runner.kept import Found, Kept
 from runner.metrics.video import relative_error
 from runner.model import blocks
 from runner.movement import Movement

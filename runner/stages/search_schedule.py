@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from runner.bench import Context
 from runner.generation import generate, is_ours
+from runner.kept import Found, Kept
 from runner.media import read_clip
 from runner.metrics.video import relative_error
 from runner.recording import Recording
@@ -41,16 +43,22 @@ RESULT = "search.json"
 
 
 def run(context: Context, draft: Path) -> None:
-    pipeline, search = context.pipeline(), context.config["sampler"]["search"]
-    with counted(pipeline.transformer) as forwards:
-        found = {"recording": in_recording, "ays": aligned}[search](context, pipeline)
+    pipeline, kept = context.pipeline(), Kept(draft)
+    if context.config["sampler"]["search"] == "recording":
+        found = in_recording(context, pipeline, kept)
+        forwards = sum(walked["forwards"] for walked in kept.found)
+    else:
+        with counted(pipeline.transformer) as calls:
+            found = aligned(context, pipeline)
+        forwards = calls()
     chosen = found["tried"][choose([tried["error"] or 0.0 for tried in found["tried"]])]
     schedules.write(chosen["timesteps"], draft / schedules.NAME)
-    found |= {"chosen": chosen["name"], "forwards": forwards()}
+    found |= {"chosen": chosen["name"], "forwards": forwards}
     (draft / RESULT).write_text(json.dumps(found, indent=2))
+    kept.drop()
 
 
-def in_recording(context: Context, pipeline: Any) -> dict[str, Any]:
+def in_recording(context: Context, pipeline: Any, kept: Kept) -> dict[str, Any]:
     """Dynamic programming on the errors of jumps, weighed by measured gains."""
     recording = Recording(context.artifacts["dump-schedule"])
     sampler, (verified,) = context.config["sampler"], recording.entries("verification")
@@ -62,10 +70,10 @@ def in_recording(context: Context, pipeline: Any) -> dict[str, Any]:
     evaluations = probes.evaluations(len(runs.timesteps), len(entries)) + probes.TRIED * steps
     with context.progress(evaluations) as ticker:
         with first_order(pipeline):
-            measured = measure_gains(runs, walker(context, pipeline, entries, ticker.advance))
+            measured = measure_gains(runs, walker(context, pipeline, entries, kept, ticker.advance))
         gains = gains_of_all(measured, len(runs.timesteps))
         walk, wanted = (
-            walker(context, pipeline, [verified], ticker.advance),
+            walker(context, pipeline, [verified], kept, ticker.advance),
             recording.final(recording.folder / verified["folder"]),
         )
         own = walk(0, None)
@@ -146,22 +154,33 @@ def own_timesteps(pipeline: Any, steps: int) -> list[float]:
     return [float(t) for t in pipeline.scheduler.timesteps]
 
 
-def walker(context: Context, pipeline: Any, entries: Sequence[Mapping[str, Any]], on_step: Callable[[], None]) -> Walk:
-    """Runs over given timesteps, each of one of these recorded prompts and on its noise."""
+def walker(
+    context: Context, pipeline: Any, entries: Sequence[Mapping[str, Any]], kept: Kept, on_step: Callable[[], None]
+) -> Walk:
+    """Runs over given timesteps, each of one of these recorded prompts and on its noise. What is kept is not run."""
 
     last = torch.empty(0)  # latents of the walk before
 
     def walk(prompt: int, timesteps: Sequence[float] | None, latents: Tensor | None = None) -> Walked:
         nonlocal last
+        asked = {name: entries[prompt][name] for name in ("prompt", "seed")}
+        asked["timesteps"] = None if timesteps is None else list(map(float, timesteps))
+        asked["latents"] = None if latents is None else sha256(latents.float().cpu().numpy().tobytes()).hexdigest()
+        found, tensors = kept.get(asked, lambda: made(prompt, timesteps, latents))
+        states = [tensors[f"state.{place}"] for place in range(len(found["timesteps"]))]
+        last = states[-1]
+        return Walked(found["timesteps"], states, tensors["result"])
+
+    def made(prompt: int, timesteps: Sequence[float] | None, latents: Tensor | None) -> Found:
         taken: list[float] = []
         states: list[Tensor] = []
 
         def note(position: int, timestep: Any, state: Tensor, prediction: Tensor) -> None:
             taken.append(float(timestep))
-            states.append(state.clone())
+            states.append(state.cpu().clone())
 
         entry = entries[prompt]
-        with Steps(pipeline) as steps:
+        with Steps(pipeline) as steps, counted(pipeline.transformer) as calls:
             steps.before.append(note)
             result = generate(
                 pipeline,
@@ -175,8 +194,8 @@ def walker(context: Context, pipeline: Any, entries: Sequence[Mapping[str, Any]]
                 latents=None if latents is None else _as_kept(pipeline, latents, last),
                 steps=steps,
             )
-        last = states[-1]
-        return Walked(taken, states, result.latents)
+        named = {f"state.{place}": state for place, state in enumerate(states)}
+        return {"timesteps": taken, "forwards": calls()}, {"result": result.latents, **named}
 
     return walk
 

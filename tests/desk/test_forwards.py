@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import SD3Transformer2DModel
+from model.diffusers.tiny import save
 
 from runner import worker
 from runner.__main__ import door
@@ -18,7 +20,7 @@ from runner.desk.recipes import folder
 from runner.model.opensora12 import OpenSora12Transformer
 from runner.model.osp12.transformer import OSP12Transformer
 
-RECIPES = sorted(path.stem for path in folder("recipes").glob("o*.yaml"))  # sd3 has no weights
+RECIPES = sorted(path.stem for path in folder("recipes").glob("o*.yaml"))
 TINY = [
     *("model.num_frames=9", "model.height=32", "model.width=48", "sampler.num_sampling_steps=3", "timing.repeats=1"),
     "recording.steps=6",
@@ -41,7 +43,7 @@ def counted(monkeypatch) -> Iterator[Counter[str]]:
         found[stage] += 0
 
     def count(module, args) -> None:
-        found[stage] += isinstance(module, OSP12Transformer | OpenSora12Transformer)
+        found[stage] += isinstance(module, OSP12Transformer | OpenSora12Transformer | SD3Transformer2DModel)
 
     monkeypatch.setattr(worker, "write_status", enter)
     hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
@@ -83,8 +85,19 @@ def test_planned_forwards_are_the_counted_ones(
         arguments = [*arguments, f"prompts.references={reference_image}"]
     if recipe.endswith("extend"):
         arguments = [*arguments, "model.num_frames=34"]
+    assert_as_planned(monkeypatch, f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *TINY, *arguments)
+
+
+def test_planned_forwards_of_stable_diffusion_3(here, monkeypatch, tmp_path):
+    tiny = [word for word in TINY if not word.startswith("model.num_frames")]
+    arguments = [*tiny, "model.width=32", "model.max_sequence_length=16"]
+    assert_as_planned(monkeypatch, "+recipe=sd3_w8a8", f"model.checkpoint={save('sd3', tmp_path)}", *arguments)
+
+
+def assert_as_planned(monkeypatch, *arguments: str) -> None:
+    """A run makes the forwards that its plan says, or no more than these, and writes what it says."""
     with counted(monkeypatch) as found:
-        assert door([f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *TINY, *arguments]) == 0
+        assert door(arguments) == 0
     run, rows = only_run()
     counts = {name: row["forwards"] for name, row in rows.items() if row["forwards"] and row["action"] == "run"}
     bounds = {name for name, row in rows.items() if row["at_most"]}

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from runner.cache.kept import Found, Kept
 from runner.cache.trial import Trial
+from runner.kept import Found, Kept
 
 A, B, C = ({"prompt": "a red boat", "ranges": [None, [0, n]]} for n in (1, 2, 3))
 

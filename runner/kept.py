@@ -1,7 +1,7 @@
 """The trials of a search, kept as they end: a search that is cut off goes on with them and loses one at most.
 
-A trial's latents are a function of what was asked; its seconds are not. Where this machine has measured the same trial
-before, in a search that was finished, those seconds are taken: equal measurements give equal answers.
+A trial's latents are a function of what was asked; its seconds, if it has any, are not. Where this machine has measured
+the same trial before, in a search that was finished, those seconds are taken: equal measurements give equal answers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from runner.durable import finish, unfinished
 
 NAME = "trial.json"
-Found = tuple[dict[str, Any], dict[str, Tensor]]  # JSON, with "seconds" in it, and tensors by name
+Found = tuple[dict[str, Any], dict[str, Tensor]]  # JSON, of which "seconds" were measured, and tensors by name
 
 
 class Kept:
@@ -27,11 +27,12 @@ class Kept:
 
     def __init__(self, draft: Path, measured: Sequence[Mapping[str, Any]] = ()) -> None:
         self.folder, self.measured = draft / "trials", measured
+        self.found: list[dict[str, Any]] = []
         self.measurements: list[dict[str, Any]] = []
 
     def get(self, asked: Mapping[str, Any], make: Callable[[], Found]) -> Found:
         """What `make` finds for `asked` (JSON), or found for it before this search was cut off."""
-        place = len(self.measurements)
+        place = len(self.found)
         part = self.folder / f"{place:04d}"
         try:
             content = json.loads((part / NAME).read_text(encoding="utf-8"))
@@ -46,12 +47,13 @@ class Kept:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, half / "tensors.safetensors")
             (half / NAME).write_text(json.dumps(content), encoding="utf-8")
             finish(part)
-        self.measurements.append({"asked": content["asked"], "seconds": content["found"]["seconds"]})
+        self.found.append(content["found"])
+        self.measurements.append({"asked": content["asked"], "seconds": content["found"].get("seconds")})
         return content["found"], tensors
 
     def _as_before(self, place: int, asked: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         before = self.measured[place] if place < len(self.measured) else {}
-        return {**found, "seconds": before["seconds"]} if before.get("asked") == asked else found
+        return found | {"seconds": before["seconds"]} if before.get("asked") == asked else found
 
     def drop(self) -> None:
         """The search is over, and its answer has what is wanted of them."""
