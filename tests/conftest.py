@@ -74,3 +74,14 @@ def reference_image(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("reference") / "first.png"
     Image.new("RGB", (48, 32), "red").save(path)
     return path
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that nobody disturbed."""
+    from crash_runs import WORKING, entries, finish
+
+    output = tmp_path_factory.mktemp("undisturbed")
+    finish(output)
+    assert {name.rpartition("-")[0] for name in entries(output)} == set(WORKING)
+    return output
