@@ -140,10 +140,13 @@ class Needs:
     def _exported(self) -> float:
         """The transformer with a byte for each weight that is quantized."""
         quant, found = self.config["quant"], 0.0
+        left_out = self.shapes.recomputed if self.shapes else ()
         for name, file in weight_files(self.config).items():
             if not name.startswith("transformer/") or not isinstance(file, Path):
                 continue
             for tensor, shape in headers.sizes(file):
+                if tensor in left_out:
+                    continue
                 layer, _, kind = tensor.rpartition(".")
                 linear = kind == "weight" and len(shape) == 2
                 chosen = any(fnmatchcase(layer, pattern) for pattern in quant["include"])

@@ -18,3 +18,4 @@ class Shapes:
     forward: int  # elements that are there at once in a forward of one clip, at most
     decode: int  # the same in decoding it
     whole_latents: bool = False  # whether latents are float32, whatever the model is in
+    recomputed: tuple[str, ...] = ()  # tensors in the transformer's weight files that are no weights: none is exported

@@ -6,10 +6,10 @@ device.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from types import SimpleNamespace
 from typing import Any
 
 import torch.distributed as dist
@@ -17,17 +17,15 @@ import torch.distributed as dist
 from runner.parallel import PeerLost
 
 # A rank waits as long as the leader works alone; one that has died closes its connection and is noticed at once. One
-# that hangs keeps its connection: the leader gives it up where an answer takes so long, which a forward does not.
+# that hangs keeps its connection: the leader, who waits for forwards and for loading alone, gives it up in the end.
 PATIENCE = timedelta(days=30)
 ANSWER = timedelta(minutes=30)
-_answers = SimpleNamespace(group=None)  # in which the others speak to the leader
 
 
 @contextmanager
 def joined() -> Iterator[None]:
     """Meet the other processes where the environment says (MASTER_ADDR, MASTER_PORT, RANK, WORLD_SIZE)."""
-    dist.init_process_group("gloo", timeout=PATIENCE)
-    _answers.group = dist.new_group(timeout=ANSWER)
+    dist.init_process_group("gloo", timeout=ANSWER if os.environ["RANK"] == "0" else PATIENCE)
     yield
     dist.destroy_process_group()  # after a failure the end of the process does it
 
@@ -43,17 +41,16 @@ def size() -> int:
 
 
 def send(message: Any, to: int) -> None:
-    """Send anything that can be pickled; PeerLost if the other is gone."""
+    """Send anything that can be pickled, waiting until it is received; PeerLost if the other is gone."""
     with _lost(to):
-        dist.send_object_list([message], to, group=_answers.group if to == 0 else None)
+        dist.send_object_list([message], to)
 
 
 def receive(source: int) -> Any:
-    """The next message of a process, waiting for it; PeerLost if the other is gone, or owes the leader an answer for
-    too long."""
+    """The next message of a process, waiting for it; PeerLost if the other is gone."""
     box: list[Any] = [None]
     with _lost(source):
-        dist.recv_object_list(box, source, group=None if source == 0 else _answers.group)
+        dist.recv_object_list(box, source)
     return box[0]
 
 
@@ -62,7 +59,6 @@ def _lost(peer: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no narrower kind
-        hangs = "timed out" in str(error).lower()
-        raise PeerLost(
-            peer, f"hangs: no answer for {ANSWER.total_seconds() / 60:g} minutes" if hangs else "is gone"
-        ) from error
+        if "timed out" in str(error).lower():
+            raise PeerLost(peer, f"hangs: no answer for {ANSWER.total_seconds() / 60:g} minutes") from error
+        raise PeerLost(peer) from error

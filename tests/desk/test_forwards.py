@@ -88,10 +88,11 @@ def test_planned_forwards_are_the_counted_ones(
     assert_as_planned(monkeypatch, f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *TINY, *arguments)
 
 
-def test_planned_forwards_of_stable_diffusion_3(here, monkeypatch, tmp_path):
+@pytest.mark.parametrize("recipe", sorted(path.stem for path in folder("recipes").glob("sd3*.yaml")))
+def test_planned_forwards_of_stable_diffusion_3(here, monkeypatch, tmp_path, recipe):
     tiny = [word for word in TINY if not word.startswith("model.num_frames")]
     arguments = [*tiny, "model.width=32", "model.max_sequence_length=16"]
-    assert_as_planned(monkeypatch, "+recipe=sd3_w8a8", f"model.checkpoint={save('sd3', tmp_path)}", *arguments)
+    assert_as_planned(monkeypatch, f"+recipe={recipe}", f"model.checkpoint={save('sd3', tmp_path)}", *arguments)
 
 
 def assert_as_planned(monkeypatch, *arguments: str) -> None:

@@ -17,4 +17,5 @@ T5_TOKENS = 256  # of the third, where no key says
 def shapes(model: Mapping[str, Any], folder: Path) -> Shapes:
     """What an image of a model section is inside the pipeline in `folder`; raises as the foreign ones' does."""
     found = foreign.shapes(model, folder)
-    return replace(found, text=(CLIP_TOKENS + (model["max_sequence_length"] or T5_TOKENS), found.text[1]))
+    tokens = CLIP_TOKENS + (model["max_sequence_length"] or T5_TOKENS)
+    return replace(found, text=(tokens, found.text[1]), recomputed=("pos_embed.pos_embed",))
