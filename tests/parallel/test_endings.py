@@ -67,7 +67,9 @@ def under_way(checkpoint: Path, output: Path, **variables: str) -> Iterator[tupl
 
 
 def end(desk: subprocess.Popen[str], processes: list[int], within: float) -> tuple[int, str]:
-    """Exit status and last words of a desk that must end, with all that is below it, in so many seconds."""
+    """Exit status and last words of a desk that must end, with all that is below it, in so many seconds; on a machine
+    that is busy with other work in six times as many."""
+    within *= 6 if os.getloadavg()[0] > 2 * (os.cpu_count() or 1) else 1
     deadline = time.monotonic() + within
     _, errors = desk.communicate(timeout=within)
     while any(map(alive, processes)):
