@@ -39,7 +39,13 @@ class Uncomposed(Exception):
 
 def main() -> None:
     """Entry point of the console script `runner` and of `python -m runner`."""
-    sys.exit(door(sys.argv[1:]))
+    try:
+        status = door(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read this has enough: `runner --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = DONE
+    sys.exit(status)
 
 
 def door(arguments: Sequence[str]) -> int:

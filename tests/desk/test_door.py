@@ -24,6 +24,14 @@ def runs() -> list[Path]:
     return sorted(path.parent for path in Path("outputs").glob("*/**/run.json"))
 
 
+def test_who_has_read_enough_sees_no_traceback():
+    pipe = "python -m runner --help | head -1; exit ${PIPESTATUS[0]}"
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = {**os.environ, "PATH": path, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["bash", "-c", pipe], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.startswith("usage")
+
+
 def test_without_arguments_recipes_are_listed(capsys):
     assert door([]) == 0
     out = capsys.readouterr().out
