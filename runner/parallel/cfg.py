@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from runner.parallel import mesh
+from runner.parallel import PeerLost, mesh
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +116,8 @@ def split(transformer: nn.Module) -> Iterator[None]:
     transformer.forward = alternate  # type: ignore[method-assign]
     try:
         yield
+    except PeerLost:  # there is nobody to hear more from
+        raise
     except Exception:
         if awaited:
             mesh.receive(SERVER)  # an answer that nobody wants any more must not be taken for the next one
@@ -140,6 +142,8 @@ def mirrored(hooks: Callable[..., Any], transformer: nn.Module, steps: Any, *arg
         twin.steps = steps
         try:
             yield here
+        except PeerLost:
+            raise
         except Exception:
             mesh.send(("leave",), SERVER)
             mesh.receive(SERVER)

@@ -59,6 +59,6 @@ def _lost(peer: int) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # gloo has no narrower kind
-        if "timed out" in str(error).lower():
+        if any(word in str(error).lower() for word in ("timed out", "timeout")):  # of a wait; of what broke off by it
             raise PeerLost(peer, f"hangs: no answer for {ANSWER.total_seconds() / 60:g} minutes") from error
         raise PeerLost(peer) from error
