@@ -168,7 +168,8 @@ def attempt(run: Path, bench: Bench, console: Console) -> bool:
     except PeerLost as error:  # there is no going on, with this run or the next
         log.error("%s", error)
         if read_status(run).get("state") != "failed":  # the other one's last words, written before it went
-            write_status(run, "failed", stage=context and context.stage, error=str(error), lost=error.rank)
+            lost = {} if error.hangs else {"lost": error.rank}  # the launcher ends one that hangs, which is no reason
+            write_status(run, "failed", stage=context and context.stage, error=str(error), **lost)
         raise SystemExit(PEER_LOST) from None
     except Exception as error:
         bench.clear()  # what a failed run left in the model is not for the next one

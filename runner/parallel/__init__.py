@@ -14,6 +14,6 @@ class PeerLost(ConnectionError):
     """Another process of the run is gone, or has not answered in time. Why it went is for that process, or for who
     started it, to say."""
 
-    def __init__(self, rank: int, what: str = "is gone") -> None:
-        super().__init__(f"rank {rank} {what}")
-        self.rank = rank
+    def __init__(self, rank: int, hangs: str = "") -> None:
+        super().__init__(f"rank {rank} {hangs or 'is gone'}")
+        self.rank, self.hangs = rank, bool(hangs)
