@@ -6,10 +6,13 @@ this environment has not (imageio, cv2) is stood in for by imageio-ffmpeg, which
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -74,10 +77,13 @@ def searched(
         texts, seeds = map(list, zip(*prompts, strict=True))
         return [frames.numpy() for frames in generate(pipeline, config, texts, seeds, open_device("cpu")).frames]
 
+    here = Path.cwd()
     try:
-        with torch.inference_mode():
+        with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
+            os.chdir(folder)  # its films go to where it is run
             found = dict(adaptor.search(videos, prompts_num=len(prompts)))
     finally:  # it replaces the blocks' forward and offers no way back
+        os.chdir(here)
         hook.remove()
         for block in blocks:
             vars(block).pop("forward", None)
