@@ -75,6 +75,7 @@ def recorded_forwards(folder: Path) -> int:
 def compare(options: argparse.Namespace, steps: int) -> bool:
     count = f"sampler.num_sampling_steps={steps}"
     aligned = ("+recipe=osp12_schedule", "sampler.search=ays", f"sampler.monte_carlo_iters={options.draws}", count)
+    aligned += ("sample.compare=false",)  # the long run of each clip is the searched one's
     folders = {
         "searched": run(options, f"bench_schedule_{steps}", "+recipe=osp12_schedule", count),
         "uniform": run(options, f"bench_uniform_{steps}", "+recipe=osp12_float", count),
