@@ -1,8 +1,10 @@
-"""What reuse costs, predicted from a recording: movement at the blocks, times what the trajectory makes of it.
+"""What reuse costs, predicted from a recording: movement at the blocks, times what the model makes of it.
 
-The local error of reusing blocks at a step is read from the Gram matrices of the guided combination (runner.movement).
-Its weight in the final latents, the gain of that step, is measured by probes: single steps of reuse, continued to the
-end. Errors of one run add coherently: later steps repeat what earlier ones got wrong.
+How far the tokens move at a boundary says little by itself: much of it the later blocks never look at. So what each
+block changes counts by its transfer, the error in the prediction for a movement of that change, measured by probes that
+reuse the block alone. The weight of an error at a step in the final latents, the gain of that step, is measured, too:
+by short rows of reuse, continued to the end. Errors of one run add coherently: later steps repeat what earlier ones got
+wrong.
 """
 
 from __future__ import annotations
@@ -12,25 +14,39 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from runner.cache.policy import Policy, Rectangle
 from runner.cache.speed import Times
 from runner.movement import Movement, local_error
 
 Array = NDArray[np.float64]
+COMMON = 0.5  # with 1 two blocks that undo each other would cost nothing, with 0 those that act alike too little
 
 
-def local_errors(movements: Sequence[Movement]) -> Array:
+def local_errors(movements: Sequence[Movement], transfers: Array | None = None) -> Array:
     """[steps, lags, L+1, L+1]: root mean square over the prompts of the local error of reusing blocks [s, e) at step t
-    from step t - 1 - lag; infinite where there is no such step."""
+    from step t - 1 - lag; infinite where there is no such step. With `transfers` [L] not that of the tokens, but what
+    comes of it in the prediction."""
     steps, width, lags = len(movements[0].gram), movements[0].blocks + 1, movements[0].lags
     found = np.full((steps, lags, width, width), math.inf)
     for step, matrices in enumerate(zip(*(m.guided() for m in movements), strict=True)):
         if step:
-            squares = np.mean([local_error(matrix).numpy() ** 2 for matrix in matrices], axis=0)
+            seen = matrices if transfers is None else [transferred(matrix, transfers) for matrix in matrices]
+            squares = np.mean([local_error(matrix).numpy() ** 2 for matrix in seen], axis=0)
             found[step, : len(squares)] = np.sqrt(squares)
     return found
+
+
+def transferred(matrix: Tensor, transfers: Array) -> Tensor:
+    """The Gram matrix [..., L+1, L+1] of boundaries as the prediction sees them: with c_j the movement of what block j
+    changes, the sum of transfers_i transfers_j <c_i, c_j> over the blocks before both. Of what two blocks have in
+    common, the prediction has COMMON in common."""
+    own = matrix.diff(dim=-1).diff(dim=-2)
+    weights = torch.from_numpy(np.outer(transfers, transfers) * (COMMON + (1 - COMMON) * np.eye(len(transfers))))
+    return torch.nn.functional.pad((own * weights).cumsum(-1).cumsum(-2), (1, 0, 1, 0))
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,11 @@ from typing import Any
 
 from runner.cache.adaptive import front
 from runner.cache.policy import Config, Policy, Segments
-from runner.cache.predict import Array, Prediction, Probe, gains, local_errors
+from runner.cache.predict import Prediction
 from runner.cache.speed import Times, measured
 from runner.cache.trial import Case, Trials
 from runner.metrics.video import relative_error
-from runner.movement import Movement
 
-PROBES = (0.1, 0.4, 0.65, 0.85)  # where, as a share of the steps; and at the last two, which are like no others
-PROBED_STEPS = 3  # that a probe reuses in a row: the error must stand out from the rounding of the model's dtype
 DIFFERENT = 0.05  # share of (step, block) decisions in which a candidate must differ from those that were verified
 LEAST = 2  # candidates that must be affordable, from the first step on: prompts are left out before candidates are
 SPARE = 1.01  # speed-up to ask of candidates for each that is wanted, for times that vary
@@ -31,63 +28,6 @@ SPARE = 1.01  # speed-up to ask of candidates for each that is wanted, for times
 def first_kept(policy: Policy) -> int:
     """The first step that has anything to do with reuse; before it, a run is the uncached one."""
     return next((t for t in range(len(policy.ranges)) if policy.kept(t)), len(policy.ranges))
-
-
-def probed(steps: int, lags: int) -> list[range]:
-    """The steps that each probe reuses. What is left of an error changes most where the run ends, and there a probe
-    costs least: the last two steps are probed by themselves."""
-    end = max(2, steps - 2)
-    firsts = sorted({at for share in PROBES if (at := max(1, round(share * (steps - 1)))) < end})
-    early = [
-        range(first, min(first + min(PROBED_STEPS, lags), following))
-        for first, following in zip(firsts, [*firsts[1:], end], strict=True)
-    ]
-    return [*early, *(range(step, step + 1) for step in range(end, steps))]
-
-
-def probe(
-    trials: Trials, cases: Sequence[Case], movements: Sequence[Movement], times: Times
-) -> tuple[list[Probe], Times]:
-    """The gain at some steps: each from one short row of reuses in one recorded prompt, the prompts in turn. Also the
-    times, fitted to what those reuses saved."""
-    steps, blocks, lags = len(movements[0].gram), movements[0].blocks, movements[0].lags
-    middle = (blocks // 6, max(blocks - blocks // 6, blocks // 6 + 1))
-    found: list[Probe] = []
-    full: list[float] = []
-    reuse: list[float] = []
-    for number, reused in enumerate(probed(steps, lags)):
-        case, movement, step = cases[number % len(cases)], movements[number % len(cases)], reused[0]
-        policy = Policy(tuple(middle if t in reused else None for t in range(steps)))
-        done = trials.run(case, policy, step - 1)
-        for t, seconds in done.seconds.items():
-            (reuse if t in reused else full).append(seconds)
-        local = local_errors([movement])
-        made = sum(float(local[t, t - step][middle]) for t in reused)
-        if made > 0:
-            found.append(Probe(reused[len(reused) // 2], relative_error(done.latents, case.final) / made))
-    if full and reuse:
-        saved = 1 - statistics.median(reuse) / statistics.median(full)
-        times = times.fitted(max(saved, 0.01) * times.step / times.saved(middle))
-    return found, times
-
-
-@dataclass(frozen=True)
-class Predicted:
-    """A prediction and what it was made of: local errors [steps, lags, L+1, L+1], probes, and the gain of each step."""
-
-    prediction: Prediction
-    local: Array
-    probes: list[Probe]
-    gains: Array
-
-
-def predict(trials: Trials, cases: Sequence[Case], movements: Sequence[Movement], times: Times) -> Predicted:
-    """What reuse would cost and gain, by the movement of the recorded `cases` and by probes; `times` are those of the
-    recording."""
-    probes, times = probe(trials, cases, movements, times)
-    local = local_errors(movements)
-    found = gains(probes, len(local))
-    return Predicted(Prediction(local * found[:, None, None, None], times), local, probes, found)
 
 
 @dataclass(frozen=True)

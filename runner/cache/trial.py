@@ -7,7 +7,7 @@ that was recorded and computes nothing. What is computed is counted and timed, s
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,7 +30,9 @@ class Replay:
     Both guidance branches get the same answer, whose guided combination is that answer, exactly. Where there is nothing
     to answer, the transformer's own forward stays, which another process may share (runner.parallel.cfg)."""
 
-    def __init__(self, pipeline: Any, steps: Steps, predictions: Mapping[int, Tensor], replayed: range) -> None:
+    def __init__(
+        self, pipeline: Any, steps: Steps, predictions: Mapping[int, Tensor], replayed: Collection[int]
+    ) -> None:
         self.transformer, self.steps = pipeline.transformer, steps
         self.predictions, self.replayed = predictions, replayed
         self.forwards = 0  # that were computed; the branches of a guided pair are one
@@ -126,29 +128,44 @@ class Trials:
     forwards: int = 0
     kept: Kept | None = None
 
-    def run(self, case: Case, policy: Policy, computed_from: int, keep: bool = False, decode: bool = False) -> Trial:
-        """Generate a case under a policy; the steps before `computed_from` take its predictions. `keep` keeps those
-        that are computed, for later trials; `decode` also makes frames."""
+    def run(
+        self,
+        case: Case,
+        policy: Policy,
+        computed_from: int,
+        keep: bool = False,
+        decode: bool = False,
+        computed: Collection[int] | None = None,
+    ) -> Trial:
+        """Generate a case under a policy; the steps before `computed_from`, or all but `computed`, take its
+        predictions. `keep` keeps those that are computed, for later trials; `decode` also makes frames."""
+        replayed: Collection[int] = range(computed_from)
+        if computed is not None:
+            replayed = [t for t in range(len(policy.ranges)) if t not in computed]
 
         def make() -> Trial:
-            return self._run(case, policy, computed_from, keep, decode)
+            return self._run(case, policy, replayed, keep, decode)
 
         if self.kept is None or decode:
             trial = make()
         else:
-            asked = {"prompt": case.prompt, "seed": case.seed, "computed_from": computed_from}
+            asked = {"prompt": case.prompt, "seed": case.seed, "replayed": list(replayed)}
             asked["ranges"] = [reused and list(reused) for reused in policy.ranges]
             trial = Trial.unpacked(*self.kept.get(asked, lambda: make().packed()))
         self.forwards += trial.forwards
         self.on_forwards(trial.forwards)
         return trial
 
-    def _run(self, case: Case, policy: Policy, computed_from: int, keep: bool, decode: bool) -> Trial:
+    def _run(self, case: Case, policy: Policy, replayed: Collection[int], keep: bool, decode: bool) -> Trial:
         trial = Trial(torch.empty(0), torch.empty(0))
-        replayed = range(computed_from)
+
+        def keeps(at: int, _timestep: Any, _latents: Tensor, prediction: Tensor) -> None:
+            if at not in replayed:
+                trial.predictions[at] = prediction.cpu()
+
         with Steps(self.pipeline) as steps:
             if keep:
-                steps.before.append(lambda at, _t, _x, prediction: trial.predictions.__setitem__(at, prediction.cpu()))
+                steps.before.append(keeps)
             times = StepTimes(steps, self.hardware)
             with (
                 Replay(self.pipeline, steps, case.predictions, replayed) as replay,
@@ -158,5 +175,6 @@ class Trials:
                     self.pipeline, self.config, [case.prompt], [case.seed], self.hardware, decode=decode, steps=steps
                 )
         trial.latents, trial.frames, trial.forwards = done.latents, done.frames, replay.forwards
-        trial.seconds = times.seconds(computed_from + 1)
+        first = min(set(range(len(policy.ranges))) - set(replayed), default=0)  # it warms up
+        trial.seconds = {t: taken for t, taken in times.seconds(first + 1).items() if t not in replayed}
         return trial

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from runner.bench import Context
-from runner.cache import exhaustive, policy, search
+from runner.cache import exhaustive, policy, probes, search
 from runner.cache.policy import GENERATIONS, Config, Policy, Rectangle
 from runner.cache.rules import FOUND
 from runner.cache.search import Candidate, Outcome
@@ -60,7 +60,7 @@ def _on_recording(context: Context, recording: Recording, kept: Kept) -> tuple[C
     cases, verification = _cases(recording, "calibration"), _cases(recording, "verification")
     with context.progress(GENERATIONS * steps) as ticker:
         trials = Trials(context.pipeline(), config, context.hardware, ticker.advance, kept=kept)
-        predicted = search.predict(trials, cases, movements, _recorded_times(context, count))
+        predicted = probes.predict(trials, cases, movements, _recorded_times(context, count))
         if config["quant"]["scheme"] != "none":
             trials.pipeline = context.quantized_pipeline()
             verification = [_uncached(trials, case, steps) for case in verification]
@@ -76,6 +76,7 @@ def _on_recording(context: Context, recording: Recording, kept: Kept) -> tuple[C
     facts = _facts(context, outcome, trials, steps, count) | {
         "probes": [asdict(probe) for probe in predicted.probes],
         "gains": predicted.gains.tolist(),
+        "transfers": predicted.transfers.tolist(),
         # Of each block by itself since the step before, by step: how much of its change moved.
         "movement": [[float(predicted.local[t, 0, b, b + 1]) for b in range(count)] for t in range(1, steps)],
     }

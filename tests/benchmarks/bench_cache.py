@@ -32,7 +32,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from runner.cache import exhaustive, search
+from runner.cache import exhaustive, probes, search
 from runner.cache.policy import GENERATIONS, Config, Policy, Rectangle
 from runner.cache.predict import Prediction
 from runner.cache.reuse import Reuse
@@ -137,10 +137,10 @@ class Lab:
         return statistics.fmean(self.errors(policy))
 
     @cached_property
-    def predicted(self) -> tuple[search.Predicted, int]:
+    def predicted(self) -> tuple[probes.Predicted, int]:
         """The prediction that a search would make, and the forwards of its probes."""
         trials = self.trials()
-        return search.predict(trials, self.recorded, self.movements, self.times), trials.forwards
+        return probes.predict(trials, self.recorded, self.movements, self.times), trials.forwards
 
 
 def cases(recording: Recording, role: str) -> list[Case]:

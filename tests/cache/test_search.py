@@ -9,7 +9,7 @@ import pytest
 import torch
 from cache.test_adaptive import prediction
 
-from runner.cache import search
+from runner.cache import probes, search
 from runner.cache.exhaustive import at_most, exhaustive, least_length
 from runner.cache.policy import GENERATIONS, Policy, Rectangle
 from runner.cache.predict import Prediction, Probe, gains
@@ -90,11 +90,18 @@ def test_prompts_are_left_out_where_they_would_leave_one_candidate():
 
 @pytest.mark.parametrize("steps", [2, 3, 8, 30, 100])
 def test_probes_lie_apart_and_the_last_steps_have_their_own(steps):
-    found = search.probed(steps, 5)
+    found = probes.probed(steps, 5)
     assert all(before[-1] < after[0] for before, after in zip(found, found[1:], strict=False))
     assert found[0][0] >= 1 and found[-1][-1] == steps - 1 and len(found) <= 6
     assert steps < 4 or found[-2:] == [range(steps - 2, steps - 1), range(steps - 1, steps)]
     assert sum(steps - reused[0] + 1 for reused in found) <= GENERATIONS / 2 * steps  # what they compute
+
+
+@pytest.mark.parametrize(("steps", "blocks"), [(2, 1), (12, 12), (30, 12), (30, 57), (100, 32)])
+def test_groups_of_blocks_cover_them_and_cost_less_than_two_generations(steps, blocks):
+    found = probes.grouped(blocks, steps)
+    assert [b for group in found for b in range(*group)] == list(range(blocks))
+    assert 2 * len(probes.BLOCK_PROBES) * len(found) <= max(4, 1.75 * steps)
 
 
 def test_gains_run_straight_between_probes_in_logarithm():

@@ -9,9 +9,8 @@ import torch
 from desk.conftest import front_door
 from hydra.core.config_store import ConfigStore
 
-from runner.cache import search
+from runner.cache import probes, search
 from runner.cache.policy import Policy, Rectangle
-from runner.cache.predict import Prediction, gains, local_errors
 from runner.cache.speed import Times
 from runner.cache.trial import Case, Trials
 from runner.hardware import open_device
@@ -63,6 +62,15 @@ def test_reuse_from_a_replayed_prefix_is_that_of_the_whole_run(trials, case):
     assert torch.equal(whole.latents, rest.latents) and not torch.equal(whole.latents, case.final)
 
 
+def test_single_steps_are_computed_where_the_rest_is_recorded(trials, case):
+    policy = Policy(tuple((0, 1) if 2 < t <= 5 else None for t in range(STEPS)))
+    done = trials.run(case, policy, 2, computed=(2, 5), keep=True)
+    assert done.forwards == 2 and set(done.seconds) == {5}
+    assert set(done.predictions) == {2, 5}
+    assert torch.equal(done.predictions[2], case.predictions[2])
+    assert not torch.equal(done.predictions[5], case.predictions[5])
+
+
 def test_frames_on_request(trials, case):
     assert trials.run(case, NOTHING, STEPS, decode=True).frames.shape == (1, 9, 32, 48, 3)
     assert trials.run(case, NOTHING, STEPS).frames.numel() == 0
@@ -74,11 +82,11 @@ def test_probes_measure_what_a_reuse_does(trials, case, tmp_path):
 
         generate(trials.pipeline, trials.config, [case.prompt], [case.seed], trials.hardware, decode=False)
     movement, before = Movement.read(tmp_path), trials.forwards
-    probes, times = search.probe(trials, [case], [movement], Times(1.0, (0.4, 0.4)))
+    predicted = probes.predict(trials, [case], [movement], Times(1.0, (0.4, 0.4)))
     spent = trials.forwards - before
-    assert len(probes) > 3 and all(probe.gain > 0 for probe in probes) and spent <= 3.5 * STEPS
-    local = local_errors([movement])
-    prediction = Prediction(local * gains(probes, STEPS)[:, None, None, None], times)
+    assert len(predicted.probes) > 3 and all(probe.gain > 0 for probe in predicted.probes) and spent <= 4 * STEPS
+    assert predicted.transfers.shape == (2,) and (predicted.transfers > 0).all()
+    prediction = predicted.prediction
     policy = Rectangle(2, 2, 0, 2).policy(STEPS, 2)
     error = search.relative_error(trials.run(case, policy, 2).latents, case.final)
     assert error / 6 < prediction.damage(policy) < 6 * error

@@ -1,0 +1,41 @@
+"""What of the tokens' movement is counted, on movements that are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from runner.cache import predict
+from runner.cache.predict import transferred
+from runner.movement import local_error
+
+BLOCKS = 4
+
+
+@pytest.fixture
+def changes() -> torch.Tensor:
+    """How far what each block changes has moved, [L, elements]."""
+    return torch.randn(BLOCKS, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def gram(changes: torch.Tensor) -> torch.Tensor:
+    first = torch.randn(1, changes.shape[1], generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    moved = torch.cat([first, changes]).cumsum(0)
+    return moved @ moved.T
+
+
+def test_where_every_block_counts_alike_the_errors_are_those_of_the_tokens(changes, monkeypatch):
+    monkeypatch.setattr(predict, "COMMON", 1.0)
+    seen = local_error(transferred(gram(changes), np.ones(BLOCKS)))
+    torch.testing.assert_close(seen.triu(), local_error(gram(changes)).triu())
+
+
+def test_each_block_counts_by_its_transfer(changes):
+    transfers = np.array([1.0, 0.0, 2.0, 3.0])
+    seen = local_error(transferred(gram(changes), transfers))
+    for block in range(BLOCKS):
+        torch.testing.assert_close(seen[block, block + 1], transfers[block] * changes[block].norm())
+    assert seen[1, 2] == 0 and seen[0, 2] == pytest.approx(float(changes[0].norm()))
+    together = (2 * changes[2] + 3 * changes[3]).norm() ** 2
+    apart = (2 * changes[2]).norm() ** 2 + (3 * changes[3]).norm() ** 2
+    expected = (predict.COMMON * together + (1 - predict.COMMON) * apart).sqrt()
+    torch.testing.assert_close(seen[2, 4], expected)
