@@ -14,7 +14,7 @@ from runner.desk.recipes import PACKAGE
 from runner.model.object_file import read
 
 EMBEDDED = "embedded"
-EMBEDDED_FOLDER = PACKAGE / "embedded" / "weights"
+EMBEDDED_FOLDER = PACKAGE / "embedded" / "weights"  # of osp12; others' have their name at the end
 PARTS = ("vae", "text_encoder", "vae2d", "vae3d")  # beside the transformer, of any architecture
 WEIGHT_FILES = (".json", ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".model", ".txt")
 
@@ -38,8 +38,11 @@ def locate(name: str, revision: str | None, architecture: str | None = None) -> 
 
     Of an architecture that must look into its checkpoint, a hub id is its folder in the hub's cache on this machine."""
     if name == EMBEDDED:
+        own = EMBEDDED_FOLDER.with_name(f"{EMBEDDED_FOLDER.name}_{architecture}")
         return Checkpoint(
-            str(EMBEDDED_FOLDER), "embedded little world (trained weights that ship with the project)", embedded=True
+            str(EMBEDDED_FOLDER if architecture in (None, "osp12") else own),
+            "embedded little world (trained weights that ship with the project)",
+            embedded=True,
         )
     folder = Path(name).expanduser()
     if revision is not None and not folder.exists():

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from runner.embedded.text import build_tokenizer, save_tokenizer
+from runner.embedded.text import build_tokenizer, save_tokenizer, write_json
 from runner.embedded.train_transformer import TextToVideo
 from runner.model.osp12.vae import OSP12VAE
 
@@ -48,30 +48,39 @@ sample:
 
 def export(folder: Path, vae: OSP12VAE, model: TextToVideo) -> int:
     """Write the checkpoint; its size in bytes. ValueError when the folder exceeds 16,000,000 bytes."""
-    for part in (folder, folder / "vae", folder / "text_encoder"):
-        part.mkdir(parents=True, exist_ok=True)
+    (folder / "vae").mkdir(parents=True, exist_ok=True)
     for part, module, name in ((folder, model.transformer, "OpenSoraT2V"), (folder / "vae", vae, "CausalVAEModel")):
         given = {key: value for key, value in module.config.items() if not key.startswith("_")}
-        _write_json(part / "config.json", {"_class_name": name, **given})
-        _write_weights(part / WEIGHTS, module)
-    encoder = folder / "text_encoder"
-    config = {key: value for key, value in model.text_encoder.config.to_diff_dict().items() if key != "dtype"}
-    _write_json(encoder / "config.json", {**config, "architectures": ["T5EncoderModel"]})
-    _write_weights(encoder / "model.safetensors", model.text_encoder)
-    save_tokenizer(build_tokenizer(), encoder)
+        write_json(part / "config.json", {"_class_name": name, **given})
+        write_weights(part / WEIGHTS, module)
+    export_t5(folder / "text_encoder", model.text_encoder)
     (folder / "defaults.yaml").write_text(DEFAULTS, encoding="utf-8")
+    return size_of(folder)
+
+
+def size_of(folder: Path) -> int:
+    """Bytes of a checkpoint. ValueError where they are too many to ship."""
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size > LIMIT:
         raise ValueError(f"{folder} holds {size} bytes; at most {LIMIT} ship with the project")
     return size
 
 
-def _write_json(path: Path, content: dict) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def export_t5(folder: Path, encoder: nn.Module) -> None:
+    """Write a T5 encoder with its tokenizer."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {key: value for key, value in encoder.config.to_diff_dict().items() if key != "dtype"}  # type: ignore
+    write_json(folder / "config.json", {**config, "architectures": ["T5EncoderModel"]})
+    write_weights(folder / "model.safetensors", encoder)
+    save_tokenizer(build_tokenizer(), folder)
 
 
-def _write_weights(path: Path, module: nn.Module) -> None:
-    tensors = {name: each.detach().cpu().to(torch.bfloat16).contiguous() for name, each in module.state_dict().items()}
+def write_weights(path: Path, module: nn.Module, whole: Iterable[str] = ()) -> None:
+    """The module's tensors in bfloat16, those named in `whole` in float32."""
+    tensors = {
+        name: each.detach().cpu().to(torch.float32 if name in whole else torch.bfloat16).contiguous()
+        for name, each in module.state_dict().items()
+    }
     if "encoder.embed_tokens.weight" in tensors:
         tensors.pop("encoder.embed_tokens.weight")  # tied to `shared`
     save_file(tensors, path, metadata={"format": "pt"})

@@ -9,11 +9,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 
 class Journal:
@@ -60,6 +62,44 @@ class Journal:
             file.write(text + "\n")
 
 
+def train(
+    journal: Journal,
+    parts: Mapping[str, Any],
+    iterations: int,
+    step: Callable[[int], Mapping[str, float]],
+    check: Callable[[], Mapping[str, float]],
+    every: int,
+    minutes: float | None = None,
+) -> bool:
+    """Make the steps that `journal` lacks; the states of `parts` are taken from it and kept in it by their names.
+
+    A step returns its losses, whose means over the last 200 stand in the curve beside a check, `every` so many steps
+    and after the last. False when `minutes` ended before the iterations.
+    """
+    first, losses = 0, []
+    if (state := journal.resume()) is not None:
+        first = state["iteration"]
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+    for iteration in range(first, iterations):
+        losses.append(step(iteration))
+        done = iteration + 1
+        checked = done % every == 0 or done == iterations
+        over = minutes is not None and journal.session() > minutes
+        if checked:
+            journal.log(done, **_means(losses[-200:]), **check())
+        if checked or over or done % 250 == 0:
+            states = {name: part.state_dict() for name, part in parts.items()}
+            journal.save(iteration=done, done=done == iterations, **states)
+        if over and done < iterations:
+            return False
+    return True
+
+
+def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+
+
 def random_of(seed: int, iteration: int) -> tuple[np.random.Generator, torch.Generator]:
     """The generators of an iteration: numpy's for clips, torch's (on the CPU) for noise."""
     rng = np.random.default_rng([seed, iteration])
@@ -72,3 +112,9 @@ def learning_rate(peak: float, iteration: int, total: int, warmup: int = 100) ->
         return peak * (iteration + 1) / warmup
     done = (iteration - warmup) / max(total - warmup, 1)
     return float(peak * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * min(done, 1.0)))))
+
+
+@torch.no_grad()
+def follow(average: nn.Module, model: nn.Module, decay: float) -> None:
+    """One step of the moving average of a model's parameters."""
+    torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - decay)

@@ -1,4 +1,4 @@
-"""A judge without learning: which shape, color and motion does a clip of the little world show?
+"""A judge without learning: which shape, color and motion (of a still: place) does a clip of the little world show?
 
 It takes the brightness out of each pixel (backgrounds are neutral), finds the one hue that stands out, follows its
 blob through the frames and tells the shape by the symmetry of its outline. Without such a blob it says "none".
@@ -9,12 +9,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.embedded.world import COLORS, RGB, SHAPES, SIZE, Attributes, coverage, parse
+from runner.embedded.world import COLORS, RGB, SHAPES, SIDES, SIZE, Attributes, coverage, parse
 
 NONE = Attributes("none", "none", "none")
 CHROMA = 0.14  # least color strength of an object
 AREA = (60, 1000)  # pixels in a frame
+STILL_AREA = (60, 1700)
 SHIFT, GROWTH = 9.0, 1.35  # pixels and ratio of radii over the clip that count as motion
+ASIDE, CLOSE = 7.5, 14.75  # pixels from the middle of a still, and radius, that make a place
 THREEFOLD, FOURFOLD = 0.12, 0.06  # harmonics: 0.55 in a sharp triangle, 0.42 and -0.29 in a sharp cross and square
 OVERLAP = 0.6  # least overlap (intersection over union) with the ideal shape
 UNIT = {shape: float(coverage(shape, [32.0], [32.0], [16.0]).sum()) / 256 for shape in SHAPES}  # area at radius 1
@@ -37,14 +39,16 @@ def _slope(values: NDArray) -> tuple[float, float]:
 
 
 def judge(frames: NDArray[np.uint8]) -> Attributes:
-    """Attributes of a clip, uint8 [T, 64, 64, 3] with T >= 2, each "none" where nothing fits; all "none" on noise."""
-    if frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3) or len(frames) < 2:
+    """Attributes of a clip, uint8 [T, 64, 64, 3], each "none" where nothing fits; all "none" on noise. T = 1 is a
+    still, which has a place instead of a motion."""
+    if frames.ndim != 4 or frames.shape[1:] != (SIZE, SIZE, 3) or not len(frames):
         raise ValueError(f"the judge sees clips [T, {SIZE}, {SIZE}, 3], got {list(frames.shape)}")
+    least, most = AREA if len(frames) > 1 else STILL_AREA
     image = frames.astype(np.float32) / 255
     image -= image.mean(-1, keepdims=True)
     strength = np.sqrt(np.einsum("thwc,thwc->thw", image, image))
     strong = strength > CHROMA
-    if strong.sum() < AREA[0] * len(frames):
+    if strong.sum() < least * len(frames):
         return NONE
     mean = image[strong].mean(0)
     length = float(np.linalg.norm(mean))
@@ -58,13 +62,14 @@ def judge(frames: NDArray[np.uint8]) -> Attributes:
     alpha = np.clip(along / core, 0, 1)
     alpha[alpha < 0.25] = 0
     area = alpha.sum((1, 2))
-    if area.min() < AREA[0] or area.max() > AREA[1]:
+    if area.min() < least or area.max() > most:
         return NONE
     grid = np.arange(SIZE, dtype=np.float32) + 0.5
     x, y = alpha.sum(1) @ grid / area, alpha.sum(2) @ grid / area
-    (dx, rx), (dy, ry) = _slope(x), _slope(y)
-    if max(rx, ry) > 2.5:  # no steady path
-        return NONE
+    if len(frames) > 1:
+        (dx, rx), (dy, ry) = _slope(x), _slope(y)
+        if max(rx, ry) > 2.5:  # no steady path
+            return NONE
 
     shape = _shape(alpha, x, y, area)
     few = np.linspace(0, len(frames) - 1, min(len(frames), 6)).round().astype(int)
@@ -72,7 +77,9 @@ def judge(frames: NDArray[np.uint8]) -> Attributes:
     shared = np.minimum(ideal, alpha[few]).sum((1, 2)) / np.maximum(ideal, alpha[few]).sum((1, 2))
     if shared.mean() < OVERLAP:
         return NONE
-    return Attributes(shape, color, _motion(dx, dy, np.sqrt(area)))
+    if len(frames) > 1:
+        return Attributes(shape, color, _motion(dx, dy, np.sqrt(area)))
+    return Attributes(shape, color, _place(x[0] - SIZE / 2, y[0] - SIZE / 2, np.sqrt(area[0] / UNIT[shape])))
 
 
 def _shape(alpha: NDArray, x: NDArray, y: NDArray, area: NDArray) -> str:
@@ -99,6 +106,17 @@ def _motion(dx: float, dy: float, radius: NDArray) -> str:
     if grows and not moves:
         return "growing"
     return "standing still" if not moves and not grows and growth > 1 / GROWTH else "none"
+
+
+def _place(x: float, y: float, radius: float) -> str:
+    far, near = max(abs(x), abs(y)), min(abs(x), abs(y))
+    if far < ASIDE:
+        return "up close" if radius > CLOSE else "in the middle"
+    if radius > CLOSE or near > 0.5 * far:
+        return "none"
+    along = 0 if abs(x) > abs(y) else 1
+    side = tuple(int(np.sign(v)) if axis == along else 0 for axis, v in enumerate((x, y)))
+    return next(place for place, direction in SIDES.items() if direction == side)
 
 
 def score(frames: NDArray[np.uint8], caption: str) -> float:

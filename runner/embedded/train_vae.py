@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from runner.embedded import world
-from runner.embedded.journal import Journal, learning_rate, random_of
+from runner.embedded.journal import Journal, learning_rate, random_of, train
 from runner.model.osp12.vae import OSP12VAE
 
 
@@ -39,17 +41,28 @@ class VAEPlan:
         raise IndexError("past the plan's last iteration")
 
 
+# A clip's 1280 latents say the same few things many times over, so at variance 1 the release's schedule would settle
+# what moves where within its noisiest tenth, where the predicted noise has to be exact to a thousandth. Smaller latents
+# spread these decisions over the schedule (Chen 2023, arXiv 2301.10972).
+DEVIATION = 0.3
 REFINEMENT = VAEPlan(phases=((world.FRAMES, 1, 1600),), rate=1e-3, kl=0.0, seed=2)  # of the decoder alone
 
 
 def build_vae() -> OSP12VAE:
     """An untrained autoencoder of the released block types, 32 channels on every level, residual branches at 0."""
     vae = OSP12VAE(hidden_size=32, hidden_size_mult=(1, 1, 1, 1), num_res_blocks=1, resolution=world.SIZE)
-    for name, parameter in vae.named_parameters():
-        if ".conv2." in name or ".attn_1.proj_out." in name:
-            torch.nn.init.zeros_(parameter)
-    _convolution(vae.quant_conv)[1].data[4:] -= 4.0  # little noise at first, or colors drown in it
+    start_quiet(vae, (".conv2.", ".attn_1.proj_out."), _convolution(vae.quant_conv)[1])
     return vae
+
+
+@torch.no_grad()
+def start_quiet(vae: torch.nn.Module, branches: tuple[str, ...], latents: Tensor) -> None:
+    """Zero the ends of residual branches, by patterns of names, and lower the log-variances, the second half of the
+    bias of what makes the `latents`: at much noise colors drown in it."""
+    for name, parameter in vae.named_parameters():
+        if any(fnmatch(name, f"*{each}*") for each in branches):
+            parameter.zero_()
+    latents[len(latents) // 2 :] -= 4.0
 
 
 def to_video(clips: Iterable[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
@@ -101,44 +114,55 @@ def refine_decoder(folder: Path, vae: OSP12VAE, plan: VAEPlan = REFINEMENT, minu
 
 
 def _train(journal: Journal, vae: OSP12VAE, plan: VAEPlan, minutes: float | None) -> bool:
-    parameters = [each for each in vae.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=plan.rate, betas=(0.9, 0.99), weight_decay=1e-3)
-    first, total = 0, plan.iterations
-    if (state := journal.resume()) is not None:
-        first = state["iteration"]
-        vae.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+    optimizer = autoencoder_optimizer(vae, plan.rate)
     held_out = [clip for clip, _ in held_out_clips(8)]
-    for iteration in range(first, total):
-        loss = _step(vae, optimizer, plan, iteration)
-        done = iteration + 1
-        if done == total and vae.encoder.conv_in.weight.requires_grad:
+
+    def step(iteration: int) -> dict[str, float]:
+        rng, noise = random_of(plan.seed, iteration)
+        frames, clips = plan.batch(iteration)
+        video = to_video([sample_window(rng, frames) for _ in range(clips)], vae.device)
+        rate = learning_rate(plan.rate, iteration, plan.iterations)
+        loss = autoencode(vae.encode, vae.decode, optimizer, video, noise, rate, plan.kl)
+        if iteration + 1 == plan.iterations and vae.encoder.conv_in.weight.requires_grad:
             scale_latents(vae, (world.sample(np.random.default_rng(i))[0] for i in range(64)))
-        check, over = done % plan.check == 0 or done == total, minutes is not None and journal.session() > minutes
-        if check:
-            psnr = [decibels(*pair) for pair in zip(reconstruct(vae, held_out), held_out, strict=True)]
-            journal.log(done, loss=loss, psnr_db=float(np.median(psnr)))
-        if check or over:
-            journal.save(iteration=done, model=vae.state_dict(), optimizer=optimizer.state_dict(), done=done == total)
-        if over and done < total:
-            return False
-    return True
+        return {"loss": loss}
+
+    def check() -> dict[str, float]:
+        psnr = [decibels(*pair) for pair in zip(reconstruct(vae, held_out), held_out, strict=True)]
+        return {"psnr_db": float(np.median(psnr))}
+
+    return train(journal, {"model": vae, "optimizer": optimizer}, plan.iterations, step, check, plan.check, minutes)
 
 
-def _step(vae: OSP12VAE, optimizer: torch.optim.Optimizer, plan: VAEPlan, iteration: int) -> float:
-    rng, noise = random_of(plan.seed, iteration)
-    frames, clips = plan.batch(iteration)
-    video = to_video([_window(rng, frames) for _ in range(clips)], vae.device)
+def autoencoder_optimizer(vae: torch.nn.Module, rate: float) -> torch.optim.Optimizer:
+    """Of the parameters that are trained."""
+    parameters = [each for each in vae.parameters() if each.requires_grad]
+    return torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.99), weight_decay=1e-3)
+
+
+def autoencode(
+    encode: Callable[[Tensor], Any],
+    decode: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    pictures: Tensor,
+    noise: torch.Generator,
+    rate: float,
+    kl: float,
+) -> float:
+    """One step of a variational autoencoder on pictures in [-1, 1], of any shape; its loss.
+
+    `encode` gives an output with a `latent_dist`, `decode` the pictures of a sample of it.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate(plan.rate, iteration, plan.iterations)
-    with torch.autocast(video.device.type, torch.bfloat16):
-        latents = vae.encode(video).latent_dist
-        sampled = latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise).to(video.device)
-        output = vae.decode(sampled)
-    error = output.float() - video
+        group["lr"] = rate
+    with torch.autocast(pictures.device.type, torch.bfloat16):
+        latents = encode(pictures).latent_dist
+        sampled = latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise).to(pictures.device)
+        output = decode(sampled)
+    error = output.float() - pictures
     mean, logvar = latents.mean.float(), latents.logvar.float()
-    kl = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
-    loss = (error**2).mean() + 0.1 * error.abs().mean() + plan.kl * kl
+    divergence = 0.5 * (mean**2 + logvar.exp() - 1 - logvar).mean()
+    loss = (error**2).mean() + 0.1 * error.abs().mean() + kl * divergence
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], 1.0)
@@ -146,7 +170,8 @@ def _step(vae: OSP12VAE, optimizer: torch.optim.Optimizer, plan: VAEPlan, iterat
     return float(loss.detach())
 
 
-def _window(rng: np.random.Generator, frames: int) -> np.ndarray:
+def sample_window(rng: np.random.Generator, frames: int) -> np.ndarray:
+    """So many frames in a row of a random clip of a seen combination, uint8 [frames, H, W, 3]."""
     start = int(rng.integers(world.FRAMES - frames + 1))
     captions = world.captions("seen")
     scene = world.scene(world.parse(captions[rng.integers(len(captions))]), rng)
@@ -156,14 +181,14 @@ def _window(rng: np.random.Generator, frames: int) -> np.ndarray:
 @torch.no_grad()
 def scale_latents(vae: OSP12VAE, clips: Iterable[np.ndarray]) -> None:
     """Fold an affine map into the quantization convolutions so that each channel of latents * 0.18215 has mean 0 and
-    variance 1 over `clips`.
+    deviation DEVIATION over `clips`.
 
     The means are mapped, the log-variances shifted along, and the decoder's entry undoes it, so that what the
     autoencoder reconstructs stays the same.
     """
     means = torch.cat([vae.encode(to_video([clip], vae.device)).latent_dist.mean for clip in clips])
     center, deviation = means.mean((0, 2, 3, 4)), means.std((0, 2, 3, 4))
-    factor = 1 / (vae.scaling_factor * deviation)
+    factor = DEVIATION / (vae.scaling_factor * deviation)
     (weight, bias), channels = _convolution(vae.quant_conv), len(center)
     weight[:channels] *= factor.view(-1, 1, 1, 1, 1)
     bias[:channels] = (bias[:channels] - center) * factor

@@ -1,8 +1,9 @@
-"""A world of captioned clips: "a red circle moving left".
+"""A world of captioned clips, "a red circle moving left", and of captioned stills, "a red circle on the left".
 
-One flat shape on a neutral background, lit from one side, does one thing. Shape, color and motion are what captions
-name and what the judge sees; place, size, speed and light vary freely. Everything follows from the generator given.
-Edges are soft (about two pixels), so that a small 4x8x8 autoencoder can hold a clip.
+One flat shape on a neutral background, lit from one side, does one thing, or is in one place. Shape, color and motion
+(of a still: place) are what captions name and what the judge sees; all else, such as size, speed and light, varies
+freely. Everything follows from the generator given. Edges are soft (about two pixels), so that a small autoencoder of
+8x8 pixels a latent can hold them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 SHAPES = ("circle", "square", "triangle", "cross")
 COLORS = ("red", "green", "blue", "yellow", "magenta", "cyan")
 MOTIONS = ("moving left", "moving right", "moving up", "moving down", "growing", "standing still")
+PLACES = ("on the left", "on the right", "at the top", "at the bottom", "in the middle", "up close")  # of stills
 RGB = {
     "red": (0.85, 0.2, 0.2),
     "green": (0.2, 0.7, 0.2),
@@ -26,6 +28,7 @@ RGB = {
     "cyan": (0.2, 0.75, 0.8),
 }
 DIRECTIONS = {"moving left": (-1, 0), "moving right": (1, 0), "moving up": (0, -1), "moving down": (0, 1)}
+SIDES = dict(zip(PLACES, DIRECTIONS.values(), strict=False))  # from the middle
 BACKGROUNDS = {"above": (0, -1), "below": (0, 1), "left": (-1, 0), "right": (1, 0)}  # where the light falls in from
 FRAMES, SIZE = 17, 64
 EDGE = 2.0  # width of the soft edge in pixels
@@ -33,7 +36,7 @@ GRAY = 0.45  # the background in its middle: the autoencoder's norms hide a clip
 
 
 class Attributes(NamedTuple):
-    """What a caption names and the judge sees; the judge may also say "none"."""
+    """What a caption names and the judge sees; the judge may also say "none". Of a still, `motion` is its place."""
 
     shape: str
     color: str
@@ -42,7 +45,7 @@ class Attributes(NamedTuple):
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip before drawing. Lengths in pixels; the path runs from `start` to `end`, (x, y), at an even speed."""
+    """A clip or still before drawing. Lengths in pixels; the path runs from `start` to `end`, (x, y), evenly."""
 
     attributes: Attributes
     start: tuple[float, float]
@@ -52,18 +55,19 @@ class Scene:
     shade: float  # how much brighter than the opposite side, in [0, 1]
 
 
-def combinations() -> list[Attributes]:
-    """All (shape, color, motion) in a fixed order."""
-    return [Attributes(*each) for each in product(SHAPES, COLORS, MOTIONS)]
+def combinations(split: str = "all", motions: tuple[str, ...] = MOTIONS) -> list[Attributes]:
+    """The (shape, color, motion) of `all`, `seen` or `unseen`, in a fixed order; with PLACES those of stills.
+
+    One motion of six is unseen for every (shape, color), and at most one shape for every (color, motion).
+    """
+    found = []
+    for (s, shape), (c, color), (m, motion) in product(*map(enumerate, (SHAPES, COLORS, motions))):  # type: ignore[arg-type]
+        if split == "all" or ((m - c) % 6 == s) == (split == "unseen"):
+            found.append(Attributes(shape, color, motion))
+    return found
 
 
-def _held_out(attributes: Attributes) -> bool:
-    s, c, m = SHAPES.index(attributes.shape), COLORS.index(attributes.color), MOTIONS.index(attributes.motion)
-    return (c + m + 2 * s) % 6 == 0  # a Latin square: one motion of six for every (shape, color)
-
-
-SEEN = tuple(each for each in combinations() if not _held_out(each))
-UNSEEN = tuple(each for each in combinations() if _held_out(each))
+SEEN, UNSEEN = tuple(combinations("seen")), tuple(combinations("unseen"))
 
 
 def caption(attributes: Attributes) -> str:
@@ -76,22 +80,28 @@ def parse(text: str) -> Attributes:
     words = text.split()
     if len(words) >= 4 and words[0] == "a":
         attributes = Attributes(words[2], words[1], " ".join(words[3:]))
-        if attributes.shape in SHAPES and attributes.color in COLORS and attributes.motion in MOTIONS:
+        if attributes.shape in SHAPES and attributes.color in COLORS and attributes.motion in MOTIONS + PLACES:
             return attributes
     raise ValueError(f"not a caption of the little world: {text!r}; such as {caption(SEEN[0])!r}")
 
 
-def captions(split: str = "all") -> list[str]:
-    """The captions of `all`, `seen` or `unseen` combinations, in a fixed order."""
-    return [caption(each) for each in {"all": combinations(), "seen": SEEN, "unseen": UNSEEN}[split]]
+def captions(split: str = "all", motions: tuple[str, ...] = MOTIONS) -> list[str]:
+    """The captions of `all`, `seen` or `unseen` combinations, in a fixed order; with PLACES those of stills."""
+    return [caption(each) for each in combinations(split, motions)]
 
 
 def scene(attributes: Attributes, rng: np.random.Generator) -> Scene:
-    """Draw the free parameters of a clip."""
-    middle = SIZE / 2 + rng.uniform(-4, 4, 2)
-    travel = rng.uniform(10, 13) * np.array(DIRECTIONS.get(attributes.motion, (0, 0)))
-    if attributes.motion == "growing":
+    """Draw the free parameters of a clip, or of a still where the attributes name a place."""
+    where = attributes.motion
+    middle = SIZE / 2 + rng.uniform(-4, 4, 2) * (0.5 if where in PLACES else 1)
+    travel = rng.uniform(10, 13) * np.array(DIRECTIONS.get(where, (0, 0)))
+    if where == "growing":
         radius = (rng.uniform(6, 7.5), rng.uniform(13, 15.5))
+    elif where == "up close":
+        radius = (rng.uniform(16.5, 20),) * 2
+    elif where in SIDES:
+        radius = (rng.uniform(8, 10),) * 2
+        middle += rng.uniform(13, 16) * np.array(SIDES[where])
     else:
         radius = (rng.uniform(9.5, 13),) * 2
     light, shade = str(rng.choice(list(BACKGROUNDS))), float(rng.uniform(0.2, 0.3))
@@ -121,9 +131,9 @@ def coverage(shape: str, x: ArrayLike, y: ArrayLike, radius: ArrayLike) -> NDArr
     return np.clip(0.5 - distance(shape, grid[None, None] - left, grid[None, :, None] - top, size) / EDGE, 0, 1)
 
 
-def render(scene: Scene, window: slice = slice(None)) -> NDArray[np.uint8]:
-    """Draw a scene, or a window of its 17 frames: uint8 RGB [T, H, W, 3], 64x64."""
-    time = np.linspace(0, 1, FRAMES, dtype=np.float32)[window]
+def render(scene: Scene, window: slice = slice(None), frames: int = FRAMES) -> NDArray[np.uint8]:
+    """Draw a scene in so many frames, or a window of them: uint8 RGB [T, H, W, 3], 64x64."""
+    time = np.linspace(0, 1, frames, dtype=np.float32)[window]
     (x0, y0), (x1, y1), (r0, r1) = scene.start, scene.end, scene.radius
     place = x0 + (x1 - x0) * time, y0 + (y1 - y0) * time, r0 + (r1 - r0) * time
     alpha = coverage(scene.attributes.shape, *place)[..., None]
@@ -132,6 +142,11 @@ def render(scene: Scene, window: slice = slice(None)) -> NDArray[np.uint8]:
     color = np.array(RGB[scene.attributes.color], np.float32)
     image = background[None, :, :, None] * (1 - alpha) + color * alpha
     return (image * 255 + 0.5).astype(np.uint8)
+
+
+def still(attributes: Attributes, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A random still, [64, 64, 3]."""
+    return render(scene(attributes, rng), slice(0, 1))[0]
 
 
 def sample(rng: np.random.Generator, split: str = "seen") -> tuple[NDArray[np.uint8], str]:

@@ -552,6 +552,15 @@ def test_the_shipped_weights_say_that_they_are(composed, tiny_checkpoint, tmp_pa
     assert run.config["model"]["num_frames"] == 9  # by its defaults.yaml
 
 
+def test_each_model_has_shipped_weights_of_its_own(composed, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path / "weights")
+    own = pipeline_folder(tmp_path / "weights_sd3", "StableDiffusion3Pipeline")
+    run = composed("model=sd3", "model.checkpoint=embedded")
+    assert run.checkpoint.embedded and run.config["model"]["checkpoint"] == str(own)
+    said = refusal(composed, "model=opensora12", "model.checkpoint=embedded")["model.checkpoint"]
+    assert f"this installation lacks its weights, {tmp_path / 'weights_opensora12'}" in said
+
+
 def test_an_installation_without_them_says_so(composed, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path / "nowhere")
     with pytest.raises(Refused, match="this installation lacks its weights"):

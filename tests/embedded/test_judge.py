@@ -49,6 +49,17 @@ def test_frames_in_a_random_order_do_not_move(clips: list) -> None:
             assert judge(frames[rng.permutation(17)]).motion != world.parse(text).motion
 
 
+def test_rendered_stills_are_seen_as_drawn_and_noise_is_not() -> None:
+    rng = np.random.default_rng(11)
+    drawn = [(each, world.still(each, rng)[None]) for each in world.combinations(motions=world.PLACES) * 2]
+    assert np.mean([judge(picture) == each for each, picture in drawn]) >= 0.99
+    assert score(drawn[0][1], "a blue circle on the right") == pytest.approx(1 / 3)
+    for _ in range(5):
+        noise = rng.normal(128, 60, (1, 8, 8, 3)).repeat(8, 1).repeat(8, 2)
+        assert judge(noise.clip(0, 255).astype(np.uint8)) == NONE
+        assert judge(rng.integers(0, 256, (1, 64, 64, 3), np.uint8)) == NONE
+
+
 def test_a_reversed_clip_moves_the_other_way() -> None:
     frames = world.render(world.scene(world.parse("a cyan cross moving up"), np.random.default_rng(2)))
     assert judge(frames[::-1]).motion == "moving down"

@@ -33,6 +33,9 @@ def test_the_split_is_whole_and_shows_training_every_pair_but_not_every_triple()
         for value in values:
             others = {tuple(a for i, a in enumerate(each) if i != index) for each in world.SEEN if each[index] == value}
             assert len(others) >= 16
+    # A shape can be told from the others under every color and motion: at most one of the four is new there.
+    unseen_pairs = [each[1:] for each in world.UNSEEN]
+    assert len(set(unseen_pairs)) == len(unseen_pairs)
 
 
 def test_an_object_moves_where_its_caption_says_and_stays_in_the_frame() -> None:
@@ -54,3 +57,16 @@ def test_an_object_moves_where_its_caption_says_and_stays_in_the_frame() -> None
 def test_a_window_is_a_part_of_the_clip() -> None:
     scene = world.scene(world.SEEN[5], np.random.default_rng(1))
     assert np.array_equal(world.render(scene)[4:9], world.render(scene, slice(4, 9)))
+
+
+def test_stills_are_captioned_by_their_place_and_split_like_clips() -> None:
+    seen, unseen = (world.combinations(split, world.PLACES) for split in ("seen", "unseen"))
+    assert len(seen) + len(unseen) == len(set(seen + unseen)) == 144
+    assert [index for index, each in enumerate(world.combinations()) if each in world.UNSEEN] == [
+        index for index, each in enumerate(world.combinations(motions=world.PLACES)) if each in unseen
+    ]
+    assert world.parse("a red circle on the left") == world.Attributes("circle", "red", "on the left")
+    rng = np.random.default_rng(0)
+    for each in seen:
+        picture = world.still(each, rng)
+        assert picture.shape == (64, 64, 3) and picture.dtype == np.uint8
