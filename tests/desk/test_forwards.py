@@ -33,9 +33,10 @@ TEXTS = 50_000  # bytes of descriptions and of the contact sheet, which are not 
 
 @contextmanager
 def counted(monkeypatch) -> Iterator[Counter[str]]:
-    """Forwards of any transformer, by the stage that a worker in this process is in; in the order of the stages."""
+    """Forwards of any transformer, by the stage that a worker in this process is in; in the order of the stages. A
+    call that is answered by what was recorded runs no layer, and is none."""
     found: Counter[str] = Counter()
-    stage = ""
+    stage, entered = "", False
 
     def enter(run, state, **facts) -> None:
         nonlocal stage
@@ -43,14 +44,23 @@ def counted(monkeypatch) -> Iterator[Counter[str]]:
         found[stage] += 0
 
     def count(module, args) -> None:
-        found[stage] += isinstance(module, OSP12Transformer | OpenSora12Transformer | SD3Transformer2DModel)
+        nonlocal entered
+        transformer = isinstance(module, OSP12Transformer | OpenSora12Transformer | SD3Transformer2DModel)
+        found[stage] += entered and not transformer
+        entered = transformer
+
+    def leave(module, args, output) -> None:
+        nonlocal entered
+        entered = False
 
     monkeypatch.setattr(worker, "write_status", enter)
-    hook = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    everywhere = torch.nn.modules.module
+    hooks = everywhere.register_module_forward_pre_hook(count), everywhere.register_module_forward_hook(leave)
     try:
         yield found
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 @pytest.fixture
