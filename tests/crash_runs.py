@@ -27,9 +27,10 @@ ROLES = {"runner": "desk", "runner.parallel.launcher": "launcher", "runner.worke
 MARK = "RUNNER_CRASH_TEST"  # in the environment of all that a command starts: the output folder
 
 
-def start(output: Path, *more: str) -> subprocess.Popen[str]:
+def start(output: Path, *more: str, flags: tuple[str, ...] = ()) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "runner", *ARGUMENTS, *more, f"output={output}"], start_new_session=True, text=True,
+        [sys.executable, "-m", "runner", *flags, *ARGUMENTS, *more, f"output={output}"],
+        start_new_session=True, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**ENVIRONMENT, MARK: str(output)},
     )  # fmt: skip
 

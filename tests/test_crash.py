@@ -106,7 +106,7 @@ def test_asked_to_end_a_run_ends_soon_and_leaves_a_clean_store(undisturbed, tmp_
 @pytest.mark.slow
 def test_asked_to_end_a_sweep_ends_as_soon(undisturbed, tmp_path):
     """In its second job, while the page of the first is made."""
-    desk = start(tmp_path, "-m", "seed=1,2,3")
+    desk = start(tmp_path, "seed=1,2,3", flags=("-m",))
     until(lambda: len(list(tmp_path.glob("*/*/*/status.json"))) == 2 or desk.poll() is not None, 300)
     told = interrupt(desk, tmp_path)
     jobs = sorted(tmp_path.glob("*/*/[012]"))

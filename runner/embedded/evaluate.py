@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", type=Path, help="a folder in the released layout (default: what ships)")
     parser.add_argument("--clips", type=int, default=200, help="clips of all, half of each split (default 200)")
     parser.add_argument("--steps", type=int, help=f"default {', '.join(f'{v} of {k}' for k, v in STEPS.items())}")
-    parser.add_argument("--guidance", type=float, default=4.0)
+    parser.add_argument("--guidance", type=float, default=2.0)
     parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)

@@ -40,7 +40,7 @@ model:
   enable_tiling: false
 sampler:
   num_sampling_steps: 30
-  guidance_scale: 4.0
+  guidance_scale: 2.0
 sample:
   judge: world
 """

@@ -36,7 +36,7 @@ class TransformerPlan:
     check: int = 500
     check_prompts: int = 48  # of each split; of 24, two in a row were 12 points above the truth
     check_steps: int = 20
-    guidance: float = 4.0
+    guidance: float = 2.0
     position: float = 0.01  # weight of the loss that teaches where a token is, where no embedding says it
     reading: float = 0.1  # weight of the loss that teaches what the caption says
     drawing: float = 0.1  # weight of the loss that teaches which part of the frame the shape covers

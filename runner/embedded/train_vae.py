@@ -45,7 +45,7 @@ class VAEPlan:
 # what moves where within its noisiest tenth, where the predicted noise has to be exact to a thousandth. Smaller latents
 # spread these decisions over the schedule (Chen 2023, arXiv 2301.10972).
 DEVIATION = 0.3
-REFINEMENT = VAEPlan(phases=((world.FRAMES, 1, 1600),), rate=1e-3, kl=0.0, seed=2)  # of the decoder alone
+REFINEMENT = VAEPlan(phases=((world.FRAMES, 1, 1000),), rate=1e-3, kl=0.0, seed=2)  # of the decoder alone
 
 
 def build_vae() -> OSP12VAE:
