@@ -15,7 +15,8 @@ from runner.model.osp12.vae import OSP12VAE
 
 LIMIT = 16_000_000  # bytes of the whole folder
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-DEFAULTS = """\
+# What the small models of clips want alike; each adds to it.
+CLIPS = """\
 # What this checkpoint wants where neither the command line nor the recipe says otherwise.
 prompts:
   text:
@@ -34,7 +35,9 @@ model:
   width: 64
   fps: 8
   max_sequence_length: 16
-  template: "{}"
+"""
+DEFAULTS = f"""{CLIPS}\
+  template: "{{}}"
   negative_prompt: ""
   clean_caption: true
   enable_tiling: false

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.embedded import world
-from runner.embedded.export import export_t5, size_of, write_weights
+from runner.embedded.export import CLIPS, export_t5, size_of, write_weights
 from runner.embedded.heads import KINDS, Asked, Drawn
 from runner.embedded.text import build_encoder, write_json
 from runner.embedded.train_vae import start_quiet, to_frames, to_video
@@ -41,25 +41,7 @@ TEMPORAL: dict[str, Any] = {
     "temporal_downsample": [False, True, True],
     "num_groups": 8,
 }
-DEFAULTS = """\
-# What this checkpoint wants where neither the command line nor the recipe says otherwise.
-prompts:
-  text:
-    - a red circle moving left
-    - a blue square growing
-    - a yellow triangle moving up
-    - a green cross standing still
-  calibration:
-    - a magenta circle moving right
-    - a cyan square moving down
-    - a red triangle standing still
-    - a blue cross moving left
-model:
-  num_frames: 17
-  height: 64
-  width: 64
-  fps: 8
-  max_sequence_length: 16
+DEFAULTS = f"""{CLIPS}\
   aes: null
 sampler:
   num_sampling_steps: 30
