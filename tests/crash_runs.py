@@ -88,7 +88,8 @@ def processes(output: Path) -> dict[int, str]:
         try:
             if f"{MARK}={output}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):  # a zombie: none
                 words = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                found[pid] = ROLES.get(words[2] if words[1:2] == ["-m"] else "", words[0])
+                module = words[words.index("-m") + 1] if "-m" in words else ""  # torchrun starts its ranks with -u -m
+                found[pid] = ROLES.get(module, words[0])
         except OSError:
             continue
     return found

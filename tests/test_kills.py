@@ -130,8 +130,9 @@ def kill_once(kill: Kill, output: Path, more: Sequence[str], seconds: float) -> 
     (run,) = runs(output)
     alive = processes(output)
     standing = read_status(run)
-    one = [pid for pid, role in sorted(alive.items()) if role == kill.victim]
-    for pid in alive if kill.victim == "all" else one and [draw.choice(one)]:
+    chosen = [pid for pid, role in sorted(alive.items()) if kill.victim in (role, "all")]
+    assert chosen or standing["state"] != "running", f"no {kill.victim} among {alive}"
+    for pid in chosen if kill.victim == "all" else draw.sample(chosen, min(1, len(chosen))):
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     until(lambda: not processes(output).keys() - {desk.pid}, 10, look=0.1)
