@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 UNFINISHED = ".part"  # names that end so are still being written; whoever finds one later may throw it away
+TRIALS = "trials"  # the folder of a draft that a stage wants where it is cut off, and nobody once it is committed
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

@@ -1,4 +1,5 @@
-"""The trials of a search, kept as they end: a search that is cut off goes on with them and loses one at most.
+"""The trials of a search, or what a benchmark has timed, kept as they end: who is cut off goes on with them and loses
+one at most. A commit leaves them out.
 
 A trial's latents are a function of what was asked; its seconds, if it has any, are not. Where this machine has measured
 the same trial before, in a search that was finished, those seconds are taken: equal measurements give equal answers.
@@ -15,23 +16,23 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from runner.durable import finish, unfinished
+from runner.durable import TRIALS, finish, unfinished
 
 NAME = "trial.json"
 Found = tuple[dict[str, Any], dict[str, Tensor]]  # JSON, of which "seconds" were measured, and tensors by name
 
 
 class Kept:
-    """Trials in the order in which they are asked for, each a part of `draft`/trials. `measured` are those of an
+    """Trials in the order in which they are asked for, each a part of the draft. `measured` are those of an
     earlier search, as `measurements` gave them."""
 
     def __init__(self, draft: Path, measured: Sequence[Mapping[str, Any]] = ()) -> None:
-        self.folder, self.measured = draft / "trials", measured
+        self.folder, self.measured = draft / TRIALS, measured
         self.found: list[dict[str, Any]] = []
         self.measurements: list[dict[str, Any]] = []
 
     def get(self, asked: Mapping[str, Any], make: Callable[[], Found]) -> Found:
-        """What `make` finds for `asked` (JSON), or found for it before this search was cut off."""
+        """What `make` finds for `asked` (JSON), or found for it before this stage was cut off."""
         place = len(self.found)
         part = self.folder / f"{place:04d}"
         try:
@@ -54,7 +55,3 @@ class Kept:
     def _as_before(self, place: int, asked: Mapping[str, Any], found: dict[str, Any]) -> dict[str, Any]:
         before = self.measured[place] if place < len(self.measured) else {}
         return found | {"seconds": before["seconds"]} if before.get("asked") == asked else found
-
-    def drop(self) -> None:
-        """The search is over, and its answer has what is wanted of them."""
-        shutil.rmtree(self.folder, ignore_errors=True)

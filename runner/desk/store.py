@@ -10,8 +10,9 @@
     .store/measurements/<machine>/   times and memory: never part of an artifact
 
 A stage finishes long work in parts (a prompt's folder, written under a name that ends in .part and then renamed); a
-draft outlives a crash, so its finished parts are there when the stage runs again. An entry has one writer at a time.
-Files of a draft that lie in no folder are written last, so those of a run that was cut off are not kept.
+draft outlives a crash, so its finished parts are there when the stage runs again. Those in its folder `trials` serve
+nothing else, and are no part of the artifact. An entry has one writer at a time. Files of a draft that
+lie in no folder are written last, so those of a run that was cut off are not kept.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.locks import Held, lock
 from runner.durable import (
+    TRIALS,
     UNFINISHED,
     disk_was_full,
     drop_unfinished,
@@ -174,9 +176,10 @@ class Store:
     def commit(self, draft: Path, stage: str, key: str) -> Entry:
         """Make a finished draft the artifact under its key: hashed, on disk, and there by one rename.
 
-        Unfinished parts are left out. A damaged artifact that stood there is moved aside. A whole one stays and the
-        draft goes, unless the draft is a redone one: then both change places, so that there is a whole one at any
-        moment, and run folders keep the files that they link.
+        Unfinished parts and trials are left out; trials are removed last, when nothing can be lost any more. A damaged
+        artifact that stood there is moved aside. A whole one stays and the draft goes, unless the draft is a redone
+        one: then both change places, so that there is a whole one at any moment, and run folders keep the files that
+        they link.
         """
         drop_unfinished(draft)
         (draft / MANIFEST).unlink(missing_ok=True)  # of a commit that was cut off
@@ -185,6 +188,8 @@ class Store:
         files = {}
         for file in sorted(path for path in draft.rglob("*") if path.is_file()):
             name = file.relative_to(draft).as_posix()
+            if name.startswith(f"{TRIALS}/"):
+                continue
             files[name] = {"size": file.stat().st_size, "sha256": seen.sha256(file)}
         manifest = {"format": FORMAT, "stage": stage, "key": key, "files": files}
         (draft / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
@@ -204,6 +209,7 @@ class Store:
             if entry and aside:
                 shutil.rmtree(aside)
         sync(self.root)
+        shutil.rmtree(path / TRIALS, ignore_errors=True)
         self._verified(stage, key).unlink(missing_ok=True)
         for name in files:
             seen.moved(draft / name, path / name)

@@ -107,26 +107,30 @@ def neighbors(timesteps: Sequence[float], place: int, kind: str, seed: int) -> l
     return found
 
 
-def align(
+def moved(
     timesteps: Sequence[float],
+    place: int,
     levels: Levels,
     clean: Sequence[Tensor],
     denoise: Denoise,
     kind: str,
     iters: int,
     seed: int,
-    on_node: Callable[[], None] = lambda: None,
-) -> list[float]:
-    """Descending timesteps of the same ends, each of the others moved once, from the lowest up.
+) -> float:
+    """Where the timestep at `place` of an ascending list is best, the others held.
 
-    clean: x0 latents [1,C,T,H,W], scaled as the model takes them. The model is evaluated
-    2 * CANDIDATES * iters times a node.
+    clean: x0 latents [1,C,T,H,W], scaled as the model takes them. The model is evaluated 2 * CANDIDATES * iters times.
     """
+    tried = neighbors(timesteps, place, kind, seed + place)
+    around = [(timesteps[place - 1], candidate, timesteps[place + 1]) for candidate in tried]
+    costs = [deviation(three, levels, clean, denoise, iters, seed + place) for three in around]
+    return tried[int(np.argmin(costs))]
+
+
+def align(timesteps: Sequence[float], move: Callable[[Sequence[float], int], float]) -> list[float]:
+    """Descending timesteps of the same ends, each of the others moved once, from the lowest up, to where `move` has it
+    by the ascending list as it is by then, and its place there."""
     found = sorted(timesteps)
     for place in range(1, len(found) - 1):
-        tried = neighbors(found, place, kind, seed + place)
-        around = [(found[place - 1], candidate, found[place + 1]) for candidate in tried]
-        costs = [deviation(three, levels, clean, denoise, iters, seed + place) for three in around]
-        found[place] = tried[int(np.argmin(costs))]
-        on_node()
+        found[place] = move(found, place)
     return found[::-1]

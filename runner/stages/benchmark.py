@@ -1,13 +1,15 @@
 """benchmark: time whole generations, from words to saved videos, and say where the time goes.
 
 What was timed is the artifact; the times are measurements, measurements/benchmark.json, with the keys of the GCU port's
-report (performance_info and what stands beside it), so that its readers read this one, too.
+report (performance_info and what stands beside it), so that its readers read this one, too. What a timed batch took is
+kept when its videos are: a benchmark that is cut off goes on with the batches that this machine has timed.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,10 @@ import torch
 
 from runner import facts
 from runner.bench import Context
+from runner.desk import machine
+from runner.durable import finish, unfinished
 from runner.generation import Generation, forwards, generate, save_part, spread
+from runner.kept import Found, Kept
 from runner.phases import Phases
 from runner.steps import Steps
 
@@ -36,20 +41,29 @@ def run(context: Context, draft: Path) -> None:
     short = with_steps(config, min(WARMUP_STEPS, config["sampler"]["num_sampling_steps"]))
     evaluations = [forwards(pipeline, c["sampler"]["num_sampling_steps"]) for c in (short, config)]
     total = timing["warmup"] * evaluations[0] + timing["repeats"] * len(batches) * evaluations[1]
-    measured: list[dict[str, Any]] = []
+    kept, session = Kept(draft), time.time()
     with context.progress(total) as ticker:
-        for _ in range(timing["warmup"]):
-            _generate(context, pipeline, short, batches[0], ticker.advance)
-        context.hardware.reset_peak_memory()
-        start = time.perf_counter()
-        for _ in range(timing["repeats"]):
+
+        @cache
+        def warm_up() -> None:
+            for _ in range(timing["warmup"]):
+                _generate(context, pipeline, short, batches[0], ticker.advance)
+            context.hardware.reset_peak_memory()
+
+        def timed(batch: range) -> Found:
+            warm_up()
+            seconds = _timed(context, pipeline, batch, draft, ticker.advance)
+            return {**seconds, "peak": context.hardware.peak_memory(), "session": session}, {}
+
+        for repeat in range(timing["repeats"]):
             for batch in batches:
-                measured.append(_timed(context, pipeline, batch, draft, ticker.advance))
-        whole = time.perf_counter() - start
-    peak = context.hardware.peak_memory()
-    frames = sum(one.pop("frames") for one in measured)
-    information = performance(config, measured, whole, frames) | {
-        "model_load_time": loading,
+                asked = {"repeat": repeat, "prompts": list(batch), "machine": machine.identity()}
+                kept.get(asked, partial(timed, batch))
+    measured = kept.found
+    peak = max(one["peak"] for one in measured)
+    information = performance(config, measured) | {
+        "model_load_time": loading,  # in the session that ended it
+        "sessions": len({one["session"] for one in measured}),
         "peak_memory_bytes": peak,
         "device": context.hardware.DEVICE,
         "output_path": str(context.run / context.stage / "videos"),
@@ -75,15 +89,18 @@ def _generate(context: Context, pipeline: Any, config: dict[str, Any], batch: ra
 
 
 def _timed(context: Context, pipeline: Any, batch: range, draft: Path, on_step: Any) -> dict[str, Any]:
-    """Seconds of one batch by phase, its videos saved."""
+    """Seconds of one batch by phase, its videos saved, and on disk when that has been timed."""
     with Steps(pipeline) as steps, Phases(pipeline, steps, context.hardware) as phases:
         generation = _generate(context, pipeline, context.config, batch, on_step)
     start = time.perf_counter()
-    for row, index in enumerate(batch):
-        folder = draft / f"prompt-{index:03d}"
-        folder.mkdir(exist_ok=True)
-        save_part(generation, row, folder, draft / "videos" / folder.name, context.config["model"]["fps"])
+    parts, fps = [draft / f"prompt-{index:03d}" for index in batch], context.config["model"]["fps"]
+    saved = [
+        save_part(generation, row, unfinished(part), draft / "videos" / part.name, fps)
+        for row, part in enumerate(parts)
+    ]
     saving = time.perf_counter() - start
+    for part, videos in zip(parts, saved, strict=True):
+        finish(part, beside=videos)
     return {
         "frames": generation.frames.shape[0] * generation.frames.shape[1],
         "clips": len(batch),
@@ -94,13 +111,14 @@ def _timed(context: Context, pipeline: Any, batch: range, draft: Path, on_step: 
     }
 
 
-def performance(config: dict[str, Any], measured: list[dict[str, Any]], whole: float, frames: int) -> dict[str, Any]:
+def performance(config: dict[str, Any], measured: list[dict[str, Any]]) -> dict[str, Any]:
     """performance_info: the port's keys first, in seconds but for QPS, which is frames in 1000 seconds there.
 
-    measured: by batch its clips and the seconds of its phases; whole: seconds of all; frames: how many were made.
+    measured: by batch its clips, its frames and the seconds of its phases. The seconds of all are those of the batches.
     """
     model, sampler, timing = config["model"], config["sampler"], config["timing"]
-    clips = sum(one["clips"] for one in measured)
+    clips, frames = (sum(one[what] for one in measured) for what in ("clips", "frames"))
+    whole = sum(one["generation"] + one["save"] for one in measured)
     steps = torch.tensor([step for one in measured for step in one["steps"]], dtype=torch.float64)
     quantiles = torch.quantile(steps, torch.tensor(QUANTILES, dtype=torch.float64)).tolist()
 

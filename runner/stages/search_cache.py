@@ -41,7 +41,6 @@ def run(context: Context, draft: Path) -> None:
     if found is not None:
         policy.write(found, draft / FOUND)
     (draft / "search.json").write_text(json.dumps({"search": by, **config["cache"], **facts}, indent=2))
-    kept.drop()
     context.console.print(f"{context.stage:<10} {facts['statement']}", highlight=False, soft_wrap=True)
 
 

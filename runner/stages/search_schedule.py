@@ -46,16 +46,12 @@ def run(context: Context, draft: Path) -> None:
     pipeline, kept = context.pipeline(), Kept(draft)
     if context.config["sampler"]["search"] == "recording":
         found = in_recording(context, pipeline, kept)
-        forwards = sum(walked["forwards"] for walked in kept.found)
     else:
-        with counted(pipeline.transformer) as calls:
-            found = aligned(context, pipeline)
-        forwards = calls()
+        found = aligned(context, pipeline, kept)
     chosen = found["tried"][choose([tried["error"] or 0.0 for tried in found["tried"]])]
     schedules.write(chosen["timesteps"], draft / schedules.NAME)
-    found |= {"chosen": chosen["name"], "forwards": forwards}
+    found |= {"chosen": chosen["name"], "forwards": sum(trial["forwards"] for trial in kept.found)}
     (draft / RESULT).write_text(json.dumps(found, indent=2))
-    kept.drop()
 
 
 def in_recording(context: Context, pipeline: Any, kept: Kept) -> dict[str, Any]:
@@ -90,8 +86,9 @@ def in_recording(context: Context, pipeline: Any, kept: Kept) -> dict[str, Any]:
     }
 
 
-def aligned(context: Context, pipeline: Any) -> dict[str, Any]:
-    """Align Your Steps: from the solver's own timesteps, on the results of the recorded prompts or on videos."""
+def aligned(context: Context, pipeline: Any, kept: Kept) -> dict[str, Any]:
+    """Align Your Steps: from the solver's own timesteps, on the results of the recorded prompts or on videos. Where a
+    timestep has moved to is kept, and it is not moved again."""
     sampler = context.config["sampler"]
     uniform = own_timesteps(pipeline, sampler["num_sampling_steps"])
     alphas = pipeline.scheduler.alphas_cumprod.double()
@@ -114,9 +111,19 @@ def aligned(context: Context, pipeline: Any) -> dict[str, Any]:
         )
         return result.latents
 
-    kind, iters = sampler["neighbour_type"], sampler["monte_carlo_iters"]
+    kind, iters, seed = sampler["neighbour_type"], sampler["monte_carlo_iters"], context.config["seed"]
     with context.progress(max(0, len(uniform) - 2)) as ticker:
-        found = ays.align(uniform, levels, clean, denoise, kind, iters, context.config["seed"], ticker.advance)
+
+        def move(timesteps: Sequence[float], place: int) -> float:
+            def made() -> Found:
+                with counted(pipeline.transformer) as calls:
+                    found = ays.moved(timesteps, place, levels, clean, denoise, kind, iters, seed)
+                ticker.advance()
+                return {"timestep": found, "forwards": calls()}, {}
+
+            return float(kept.get({"place": place, "timesteps": list(timesteps)}, made)[0]["timestep"])
+
+        found = ays.align(uniform, move)
     return {
         "search": "ays",
         "uniform": uniform,

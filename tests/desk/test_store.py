@@ -76,6 +76,24 @@ def test_a_draft_keeps_finished_parts_and_its_commit_drops_the_others(store):
     assert store.commit(again, "dump", KEY).files == ("prompt-000/frames",)
 
 
+@pytest.mark.parametrize("redo", [False, True])
+def test_trials_are_no_part_of_an_artifact_and_stay_until_it_is_there(store, monkeypatch, redo):
+    if redo:
+        make(store)
+    draft = store.draft("calibrate", KEY, redo=redo)
+    for name in ("prompt-000", "trials/0000"):
+        (draft / name).mkdir(parents=True)
+        (draft / name / "latents").write_text("latents")
+    with monkeypatch.context() as patched, pytest.raises(pytest.fail.Exception):
+        patched.setattr("runner.desk.store.exchange" if redo else "os.rename", lambda *_: pytest.fail())
+        store.commit(draft, "calibrate", KEY)
+    again = store.draft("calibrate", KEY, redo=redo)
+    assert names(again) == {"prompt-000/latents", "trials/0000/latents"}
+    entry = store.commit(again, "calibrate", KEY)
+    assert entry.files == ("prompt-000/latents",) and names(entry.path) == {"manifest.json", *entry.files}
+    assert not again.exists()
+
+
 @pytest.mark.parametrize("crash", ["fsync", "rename"])
 def test_a_commit_that_is_cut_off_leaves_a_draft(store, monkeypatch, crash):
     def fail(*arguments):

@@ -1,5 +1,7 @@
 """Align Your Steps on data whose denoiser is known: the objective is then an integral that can be written down."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -38,7 +40,8 @@ def test_the_estimate_is_the_integral(three):
 
 def test_nodes_move_to_where_the_integral_is_least():
     start = [900.0, 880.0, 500.0, 300.0, 100.0]
-    found = ays.align(start, LEVELS, clean(8), denoise, "uniform", 8, seed=0)
+    moved = partial(ays.moved, levels=LEVELS, clean=clean(8), denoise=denoise, kind="uniform", iters=8, seed=0)
+    found = ays.align(start, moved)
     assert found[0] == 900 and found[-1] == 100 and found == sorted(found, reverse=True)
 
     def whole(timesteps):
@@ -56,7 +59,8 @@ def test_the_model_is_evaluated_as_often_as_planned():
         calls += 1
         return denoise(*arguments)
 
-    ays.align([900.0, 500.0, 300.0, 100.0], LEVELS, clean(2), counting, "random", 3, seed=0)
+    moved = partial(ays.moved, levels=LEVELS, clean=clean(2), denoise=counting, kind="random", iters=3, seed=0)
+    ays.align([900.0, 500.0, 300.0, 100.0], moved)
     assert calls == 2 * 2 * CANDIDATES * 3
 
 

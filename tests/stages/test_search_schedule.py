@@ -8,8 +8,10 @@ import sys
 import pytest
 import torch
 from safetensors.torch import load_file
+from stages.cut_off import Again, calls
 
 from runner.metrics.video import relative_error
+from runner.model.osp12.transformer import OSP12Transformer
 from runner.recording import Recording
 from runner.sampler import schedules
 
@@ -82,25 +84,43 @@ def test_clips_follow_the_schedule_and_are_compared_with_the_long_run(searched, 
         assert torch.equal(a, b)
 
 
-def test_align_your_steps_on_the_recording_or_on_videos(tiny_checkpoint, searched, tmp_path):
-    """The videos are those that the recorded run wrote: any clip of enough frames will do."""
+@pytest.fixture(scope="module")
+def aligned(tiny_checkpoint, searched, tmp_path_factory):
+    """By Align Your Steps, on the recording and on videos. Those are what the recorded run wrote: any clip of enough
+    frames will do."""
+    output = tmp_path_factory.mktemp("aligned")
     common = (
         "+recipe=osp12_schedule", f"model.checkpoint={tiny_checkpoint}", "sampler.search=ays", "until=search-schedule",
         "sampler.num_sampling_steps=4", "sampler.monte_carlo_iters=1", f"recording.steps={N}",
     )  # fmt: skip
     videos = searched / "dump-schedule" / "videos"
-    runs = [
-        run(tmp_path, *common, "name=recorded"),
-        run(tmp_path, *common, "name=filmed", f"sampler.videos_path={videos}", "sampler.neighbour_type=random"),
+    return [
+        run(output, *common, "name=recorded"),
+        run(output, *common, "name=filmed", f"sampler.videos_path={videos}", "sampler.neighbour_type=random"),
     ]
-    for folder in runs:
+
+
+def test_align_your_steps_on_the_recording_or_on_videos(aligned):
+    for folder in aligned:
         found = read(folder)
         plan = {stage["stage"]: stage for stage in json.loads((folder / "plan.json").read_text())["stages"]}
         assert found["forwards"] == plan["search-schedule"]["forwards"] == 2 * 11 * 1 * 2
         written = schedules.timesteps(folder / "search-schedule" / schedules.NAME)
         ends = found["uniform"][0], found["uniform"][-1]
         assert (written[0], written[-1]) == pytest.approx(ends) and len(written) == 4
-    assert read(runs[0])["tried"] != read(runs[1])["tried"]
+    assert read(aligned[0])["tried"] != read(aligned[1])["tried"]
+
+
+def test_align_your_steps_goes_on_with_the_steps_that_it_has_moved(aligned, tmp_path):
+    for folder in aligned:
+        again = Again(folder, tmp_path / folder.parent.name, "search-schedule")
+        step = again.planned // 2  # calls: two of four are moved
+        with calls(OSP12Transformer, at_most=step + 5) as made:
+            assert not again.follow()
+        assert len(made) == step + 5
+        with calls(OSP12Transformer) as made:
+            assert again.follow()
+        assert len(made) == step and again.is_as_undisturbed()
 
 
 def test_a_rectified_flow_is_searched_from_pure_noise_on(tiny_opensora12, tmp_path):
