@@ -88,25 +88,27 @@ def test_random_kills(undisturbed, tmp_path, more, victims, wanted):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("stage", "search"),
+    ("stage", "more"),
     [
         ("search-cache", ["cache=dit_cache", "cache.ratio=1.1", "sampler.num_sampling_steps=10"]),
         ("search-schedule", ["sampler.search=recording", "recording.steps=20", "sampler.noise=path"]),
+        ("search-schedule", ["sampler.search=ays", "recording.steps=8", "sampler.monte_carlo_iters=3"]),
+        ("benchmark", ["timing.benchmark=true", "timing.warmup=1", "timing.repeats=4"]),
     ],
 )
-def test_a_search_that_is_killed_finds_the_same(tmp_path, stage, search):
-    """Equal measurements are the premise of a cache's: the block times of dump and the seconds of its own trials."""
+def test_a_stage_that_keeps_trials_makes_the_same_when_it_is_killed(tmp_path, stage, more):
+    """Equal measurements are the premise of a cache's search: times of blocks in dump, and of its own trials."""
     undisturbed, draw, kills = tmp_path / "undisturbed", random.Random(20240708), list[Kill]()
-    finish(undisturbed, *search)
+    finish(undisturbed, *more)
     seconds = durations(runs(undisturbed)[0])[stage]
     while (fell := sum(kill.fell == stage for kill in kills)) < 2:
-        assert len(kills) < 6, "most kills miss the search"
+        assert len(kills) < 6, "most kills miss the stage"
         kills.append(Kill(len(kills), stage, draw.choice(("desk", "worker", "all"))))
         output = tmp_path / str(kills[-1].number)
         stored_before(undisturbed, output, stage)
         shutil.copytree(undisturbed / ".store" / "measurements", output / ".store" / "measurements")
-        finished = kill_once(kills[-1], output, search, seconds)
-        finish(output, *search)
+        finished = kill_once(kills[-1], output, more, seconds)
+        finish(output, *more)
         assert_kept(output, finished)
         assert entries(output) == entries(undisturbed)
         trials = [[json.loads(f.read_text())["trials"] for f in out.glob(MEASURED)] for out in (output, undisturbed)]
