@@ -2,9 +2,11 @@
 
 How far the tokens move at a boundary says little by itself: much of it the later blocks never look at. So what each
 block changes counts by its transfer, the error in the prediction for a movement of that change, measured by probes that
-reuse the block alone. The weight of an error at a step in the final latents, the gain of that step, is measured, too:
-by short rows of reuse, continued to the end. Errors of one run add coherently: later steps repeat what earlier ones got
-wrong.
+reuse the block alone. What is left of it depends on the blocks after the range, too: those that are computed make up
+for part of the error, those that are reused do not. Probes that reuse all blocks from one on to the last measure how
+much more they do together. The weight of an error at a step in the final latents, the gain of that step, is measured,
+too: by short rows of reuse, continued to the end. Errors of one run add coherently: later steps repeat what earlier
+ones got wrong.
 """
 
 from __future__ import annotations
@@ -26,18 +28,37 @@ Array = NDArray[np.float64]
 COMMON = 0.5  # with 1 two blocks that undo each other would cost nothing, with 0 those that act alike too little
 
 
-def local_errors(movements: Sequence[Movement], transfers: Array | None = None) -> Array:
+@dataclass(frozen=True)
+class Transfers:
+    """What of a movement is seen in the prediction. alone [L]: its error for a movement of what each block changes,
+    where only this block is reused; together [L]: how many times the error of reusing all blocks from this one to the
+    last is what follows of those alone; ends [L]: where the group of blocks ends that was probed as one with it."""
+
+    alone: Array
+    together: Array
+    ends: Array
+
+    def factors(self) -> Array:
+        """[L+1, L+1]: what the error of blocks [s, e) is times what follows of each alone. From 1 where the group of s
+        is reused, the logarithm runs straight to that of `together` where all that follow are."""
+        blocks = len(self.alone)
+        rest = np.arange(blocks + 1)[None, :] - self.ends[:, None]
+        shares = np.clip(rest / np.maximum(blocks - self.ends, 1)[:, None], 0, 1)
+        return np.vstack([self.together[:, None] ** shares, np.ones(blocks + 1)])
+
+
+def local_errors(movements: Sequence[Movement], transfers: Transfers | None = None) -> Array:
     """[steps, lags, L+1, L+1]: root mean square over the prompts of the local error of reusing blocks [s, e) at step t
-    from step t - 1 - lag; infinite where there is no such step. With `transfers` [L] not that of the tokens, but what
-    comes of it in the prediction."""
+    from step t - 1 - lag; infinite where there is no such step. With `transfers` not that of the tokens, but what comes
+    of it in the prediction."""
     steps, width, lags = len(movements[0].gram), movements[0].blocks + 1, movements[0].lags
     found = np.full((steps, lags, width, width), math.inf)
     for step, matrices in enumerate(zip(*(m.guided() for m in movements), strict=True)):
         if step:
-            seen = matrices if transfers is None else [transferred(matrix, transfers) for matrix in matrices]
+            seen = matrices if transfers is None else [transferred(matrix, transfers.alone) for matrix in matrices]
             squares = np.mean([local_error(matrix).numpy() ** 2 for matrix in seen], axis=0)
             found[step, : len(squares)] = np.sqrt(squares)
-    return found
+    return found if transfers is None else found * transfers.factors()
 
 
 def transferred(matrix: Tensor, transfers: Array) -> Tensor:

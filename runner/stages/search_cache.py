@@ -75,7 +75,8 @@ def _on_recording(context: Context, recording: Recording, kept: Kept) -> tuple[C
     facts = _facts(context, outcome, trials, steps, count) | {
         "probes": [asdict(probe) for probe in predicted.probes],
         "gains": predicted.gains.tolist(),
-        "transfers": predicted.transfers.tolist(),
+        "transfers": predicted.transfers.alone.tolist(),
+        "together": predicted.transfers.together.tolist(),
         # Of each block by itself since the step before, by step: how much of its change moved.
         "movement": [[float(predicted.local[t, 0, b, b + 1]) for b in range(count)] for t in range(1, steps)],
     }

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from runner.cache import predict
-from runner.cache.predict import transferred
+from runner.cache.predict import Transfers, transferred
 from runner.movement import local_error
 
 BLOCKS = 4
@@ -39,3 +39,17 @@ def test_each_block_counts_by_its_transfer(changes):
     apart = (2 * changes[2]).norm() ** 2 + (3 * changes[3]).norm() ** 2
     expected = (predict.COMMON * together + (1 - predict.COMMON) * apart).sqrt()
     torch.testing.assert_close(seen[2, 4], expected)
+
+
+def test_a_range_counts_for_more_the_fewer_blocks_are_computed_after_it():
+    transfers = Transfers(np.ones(4), np.array([16.0, 4.0, 2.0, 1.0]), np.array([1, 2, 3, 4]))
+    factors = transfers.factors()
+    for block in range(4):
+        assert factors[block, block + 1] == 1 and factors[block, 4] == pytest.approx(transfers.together[block])
+    assert factors[0, 2] == pytest.approx(16 ** (1 / 3)) and factors[1, 3] == pytest.approx(2)
+
+
+def test_blocks_that_were_probed_as_one_count_as_one():
+    factors = Transfers(np.ones(4), np.array([4.0, 4.0, 1.0, 1.0]), np.array([2, 2, 4, 4])).factors()
+    assert factors[0, 1] == factors[0, 2] == factors[1, 2] == 1 == factors[2, 3] == factors[2, 4]
+    assert factors[0, 3] == pytest.approx(2) and factors[1, 4] == pytest.approx(4)

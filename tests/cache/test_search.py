@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from cache.test_adaptive import prediction
@@ -12,9 +13,10 @@ from cache.test_adaptive import prediction
 from runner.cache import probes, search
 from runner.cache.exhaustive import at_most, exhaustive, least_length
 from runner.cache.policy import GENERATIONS, Policy, Rectangle
-from runner.cache.predict import Prediction, Probe, gains
+from runner.cache.predict import Prediction, Probe, Transfers, gains, local_errors
 from runner.cache.speed import Times, measured
 from runner.cache.trial import Case
+from runner.movement import Movement
 
 STEPS, BLOCKS = 20, 5
 CASES = [Case("a", 1, torch.ones(1), {}), Case("b", 2, torch.ones(1), {})]
@@ -93,15 +95,36 @@ def test_probes_lie_apart_and_the_last_steps_have_their_own(steps):
     found = probes.probed(steps, 5)
     assert all(before[-1] < after[0] for before, after in zip(found, found[1:], strict=False))
     assert found[0][0] >= 1 and found[-1][-1] == steps - 1 and len(found) <= 6
-    assert steps < 4 or found[-2:] == [range(steps - 2, steps - 1), range(steps - 1, steps)]
+    assert steps < 5 or found[-3:] == [range(step, step + 1) for step in range(steps - 3, steps)]
     assert sum(steps - reused[0] + 1 for reused in found) <= GENERATIONS / 2 * steps  # what they compute
+
+
+def test_a_clip_that_turned_into_another_is_no_gain():
+    """One recorded prompt of two answers every reuse with another clip, the other with an error of 0.01."""
+    boundaries = torch.arange(BLOCKS + 1.0)
+    gram = torch.minimum(boundaries[:, None], boundaries[None, :]).double()[None, None, None]
+    movement = Movement([torch.empty(0), *[gram] * (STEPS - 1)], [torch.ones(1, dtype=torch.float64)] * STEPS)
+    ran: list[str] = []
+
+    def run(case: Case, policy: Policy, computed_from: int):
+        ran.append(case.prompt)
+        error = 0.7 if case.prompt == "a" else 0.01
+        return SimpleNamespace(latents=case.final * (1 + error), seconds={})
+
+    transfers = Transfers(np.ones(BLOCKS), np.ones(BLOCKS), np.arange(1, BLOCKS + 1))
+    found, _ = probes.probe(SimpleNamespace(run=run), CASES, [movement] * 2, Times(1.0, (0.1,) * BLOCKS), transfers)
+    made = float(local_errors([movement], transfers)[1, 0][0, BLOCKS])
+    rows = [STEPS - row[0] + 1 for row in probes.probed(STEPS, 1)]  # what each computes
+    assert ran[:2] == ["a", "b"] and found[0].gain == pytest.approx(0.01 / made, rel=1e-4)
+    again = [cost for cost, one in zip(rows[::2], found[::2], strict=True) if one.gain * made < 0.02]
+    assert len(ran) == len(rows) + len(again) and sum(again) <= STEPS  # one generation, and no more
 
 
 @pytest.mark.parametrize(("steps", "blocks"), [(2, 1), (12, 12), (30, 12), (30, 57), (100, 32)])
 def test_groups_of_blocks_cover_them_and_cost_less_than_two_generations(steps, blocks):
     found = probes.grouped(blocks, steps)
     assert [b for group in found for b in range(*group)] == list(range(blocks))
-    assert 2 * len(probes.BLOCK_PROBES) * len(found) <= max(4, 1.75 * steps)
+    assert 4 * len(found) <= max(4, 1.75 * steps)
 
 
 def test_gains_run_straight_between_probes_in_logarithm():

@@ -11,6 +11,7 @@ from hydra.core.config_store import ConfigStore
 
 from runner.cache import probes, search
 from runner.cache.policy import Policy, Rectangle
+from runner.cache.predict import local_errors
 from runner.cache.speed import Times
 from runner.cache.trial import Case, Trials
 from runner.hardware import open_device
@@ -85,7 +86,12 @@ def test_probes_measure_what_a_reuse_does(trials, case, tmp_path):
     predicted = probes.predict(trials, [case], [movement], Times(1.0, (0.4, 0.4)))
     spent = trials.forwards - before
     assert len(predicted.probes) > 3 and all(probe.gain > 0 for probe in predicted.probes) and spent <= 4 * STEPS
-    assert predicted.transfers.shape == (2,) and (predicted.transfers > 0).all()
+    assert (predicted.transfers.alone > 0).all() and predicted.transfers.together[-1] == 1
+    # What the block probes measured, all blocks reused at once, is what is predicted of that prompt.
+    step = STEPS - 1
+    done = trials.run(case, Policy((*[None] * step, (0, 2))), step - 1, computed=(step - 1, step), keep=True)
+    found = search.relative_error(done.predictions[step], case.predictions[step])
+    assert local_errors([movement], predicted.transfers)[step, 0, 0, 2] == pytest.approx(found)
     prediction = predicted.prediction
     policy = Rectangle(2, 2, 0, 2).policy(STEPS, 2)
     error = search.relative_error(trials.run(case, policy, 2).latents, case.final)
