@@ -1,8 +1,8 @@
 """Beyond rectangles: the least damaging cut of a run into segments, each with its own refresh and its own blocks.
 
-A segment is a step that computes all blocks and the steps after it that reuse one range of them. Damage and saved time
-add up over segments, so dynamic programming over (step, saved time) finds the least damage for every amount of time at
-once. Saved time is discretized to keep one state in each bin; what a state has saved is kept exactly.
+A segment is a step that computes all blocks and the steps after it that reuse one range of them. The squares of damage
+and saved time add up over segments, so dynamic programming over (step, saved time) finds the least damage for every
+amount of time at once. Saved time is discretized to keep one state in each bin; what a state has saved is kept exactly.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Ints = NDArray[np.int64]
 class _States:
     """The least damaging way to each amount of saved time, of the steps before one; and how the last part came."""
 
-    damage: Array = field(default_factory=lambda: np.full(BINS + 1, math.inf))
+    damage: Array = field(default_factory=lambda: np.full(BINS + 1, math.inf))  # squared
     saved: Array = field(default_factory=lambda: np.zeros(BINS + 1))
     came: Ints = field(default_factory=lambda: np.zeros((BINS + 1, 4), np.int64))  # step, bin, blocks from, to
 
@@ -57,7 +57,7 @@ def front(prediction: Prediction) -> list[tuple[Segments, float]]:
             ranges = np.array(list(_undominated(total, saves)), np.int64).reshape(-1, 2)
             s, e = ranges.T
             states[t + 1 + reuses].offer(
-                (damage[:, None] + total[s, e]).ravel(),
+                (damage[:, None] + total[s, e] ** 2).ravel(),
                 (saved[:, None] + reuses * saves[s, e]).ravel(),
                 np.concatenate([np.repeat(here, len(ranges), 0), np.tile(ranges, (len(here), 1))], 1),
                 width,
@@ -67,7 +67,7 @@ def front(prediction: Prediction) -> list[tuple[Segments, float]]:
     for b in np.flatnonzero(np.isfinite(last.damage))[::-1].tolist():
         if last.damage[b] < lowest:
             lowest = float(last.damage[b])
-            found.append((_trace(states, b), lowest))
+            found.append((_trace(states, b), math.sqrt(lowest)))
     return found[::-1]
 
 

@@ -5,8 +5,9 @@ block changes counts by its transfer, the error in the prediction for a movement
 reuse the block alone. What is left of it depends on the blocks after the range, too: those that are computed make up
 for part of the error, those that are reused do not. Probes that reuse all blocks from one on to the last measure how
 much more they do together. The weight of an error at a step in the final latents, the gain of that step, is measured,
-too: by short rows of reuse, continued to the end. Errors of one run add coherently: later steps repeat what earlier
-ones got wrong.
+too: by short rows of reuse, continued to the end. Errors of one period, the steps that reuse what one refresh kept, add
+coherently: later ones repeat what earlier ones got wrong. Those of different periods add as squares: each refresh keeps
+a change of its own, whose errors have no common direction.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def gains(probes: Sequence[Probe], steps: int) -> Array:
 @dataclass(frozen=True)
 class Prediction:
     """Damage and speed of any policy. costs [steps, lags, L+1, L+1]: what each reuse adds to the relative error of the
-    final latents."""
+    final latents that its period makes."""
 
     costs: Array
     times: Times
@@ -107,12 +108,13 @@ class Prediction:
 
     def damage(self, policy: Policy) -> float:
         """The predicted error of the final latents; infinite where a reuse reaches back further than was recorded."""
-        total = 0.0
+        periods: dict[int, float] = {}
         for step, reused in enumerate(policy.ranges):
             if reused:
-                lag = step - policy.source(step)
-                total += float(self.costs[step, lag - 1][reused]) if lag <= self.lags else math.inf
-        return total
+                lag = step - (source := policy.source(step))
+                cost = float(self.costs[step, lag - 1][reused]) if lag <= self.lags else math.inf
+                periods[source] = periods.get(source, 0.0) + cost
+        return math.hypot(*periods.values())
 
     def saves(self) -> Array:
         """[L+1, L+1]: what a step saves by reusing blocks [s, e)."""
@@ -126,9 +128,12 @@ class Prediction:
         full = self.steps * self.times.step
         for interval in range(2, self.lags + 2):
             for start in range(self.steps - 1):
-                reused = [t for t in range(start, self.steps) if (t - start) % interval]
-                damage = sum(self.costs[t, (t - start) % interval - 1] for t in reused)
-                speedup = full / (full - len(reused) * saved)
+                reused, squares = 0, np.zeros((width, width))
+                for source in range(start, self.steps, interval):
+                    period = range(source + 1, min(source + interval, self.steps))
+                    reused += len(period)
+                    squares += sum((self.costs[t, t - source - 1] for t in period), np.zeros_like(squares)) ** 2
+                damage, speedup = np.sqrt(squares), full / (full - reused * saved)
                 for s in range(width):
                     for e in range(s + 1, width):
                         yield Rectangle(start, interval, s, e - s), float(damage[s, e]), float(speedup[s, e])

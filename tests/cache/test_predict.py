@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from runner.cache import predict
-from runner.cache.predict import Transfers, transferred
+from runner.cache.policy import Policy, Rectangle
+from runner.cache.predict import Prediction, Transfers, transferred
+from runner.cache.speed import Times
 from runner.movement import local_error
 
 BLOCKS = 4
@@ -53,3 +55,13 @@ def test_blocks_that_were_probed_as_one_count_as_one():
     factors = Transfers(np.ones(4), np.array([4.0, 4.0, 1.0, 1.0]), np.array([2, 2, 4, 4])).factors()
     assert factors[0, 1] == factors[0, 2] == factors[1, 2] == 1 == factors[2, 3] == factors[2, 4]
     assert factors[0, 3] == pytest.approx(2) and factors[1, 4] == pytest.approx(4)
+
+
+def test_errors_of_a_period_add_and_those_of_periods_add_as_squares():
+    costs = np.arange(1.0, 9.0)[:, None, None, None] * np.ones((8, 3, 2, 2))
+    prediction = Prediction(costs, Times(1.0, (0.5,)))
+    assert prediction.damage(Rectangle(1, 3, 0, 1).policy(8, 1)) == pytest.approx(np.hypot(3 + 4, 6 + 7))
+    assert prediction.damage(Policy((None, *[(0, 1)] * 4, None, None, None))) == np.inf  # further than was recorded
+    for rectangle, damage, speedup in prediction.rectangles():
+        policy = rectangle.policy(8, 1)
+        assert (damage, speedup) == pytest.approx((prediction.damage(policy), prediction.times.speedup(policy)))
