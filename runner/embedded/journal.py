@@ -6,16 +6,19 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class Journal:
@@ -94,6 +97,50 @@ def train(
         if over and done < iterations:
             return False
     return True
+
+
+class Plan(Protocol):
+    """The numbers of a training that keeps a moving average: `rate` at its peak, `decay` of the average at the end,
+    `check` iterations from one evaluation to the next."""
+
+    @property
+    def iterations(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def decay(self) -> float: ...
+    @property
+    def check(self) -> int: ...
+
+
+def train_average(
+    journal: Journal,
+    model: M,
+    plan: Plan,
+    losses: Callable[[int], Mapping[str, Tensor]],
+    check: Callable[[M], Mapping[str, float]],
+    minutes: float | None = None,
+) -> M | None:
+    """`train` under AdamW, and follow with a moving average, which is what `check` is asked about and what is returned;
+    None when `minutes` ended before the plan. `losses` of an iteration are summed."""
+    average = copy.deepcopy(model).requires_grad_(False).eval()
+    trained = [each for each in model.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+
+    def step(iteration: int) -> dict[str, float]:
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(plan.rate, iteration, plan.iterations, warmup=200)
+        found = losses(iteration)
+        optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(found.values())).sum().backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        follow(average, model, min(plan.decay, (iteration + 1) / (iteration + 21)))
+        return {name: float(each.detach()) for name, each in found.items()}
+
+    parts = {"model": model, "average": average, "optimizer": optimizer}
+    done = train(journal, parts, plan.iterations, step, lambda: check(average), plan.check, minutes)
+    return average if done else None
 
 
 def _means(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,7 @@ from torch import Generator, Tensor
 from runner.embedded import world
 from runner.embedded.evaluate import right, spread
 from runner.embedded.heads import KINDS, WORDS, cells, places, words_said
-from runner.embedded.journal import Journal, follow, learning_rate, random_of, train
+from runner.embedded.journal import Journal, learning_rate, random_of, train, train_average
 from runner.embedded.opensora12 import GRID, TextToVideo, build_vae, film, reconstruct
 from runner.embedded.text import build_tokenizer, tokenize
 from runner.embedded.train_transformer import TransformerPlan
@@ -134,28 +133,15 @@ def train_transformer(
     tokenizer = build_tokenizer()
     torch.manual_seed(plan.seed)
     model = TextToVideo(len(tokenizer)).to(device)
-    average = copy.deepcopy(model).requires_grad_(False).eval()
-    trained = [each for each in model.parameters() if each.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     data = {name: each.to(device) for name, each in encode_clips(vae, plan, folder / "latents.pt").items()}
     ids, mask = (each.to(device) for each in tokenize(tokenizer, world.captions("seen")))
+    losses = partial(_losses, model, data, ids, mask, plan)
 
-    def step(iteration: int) -> dict[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan.rate, iteration, plan.iterations, warmup=200)
-        losses = _losses(model, data, ids, mask, plan, iteration)
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        follow(average, model, min(plan.decay, (iteration + 1) / (iteration + 21)))
-        return {name: float(each.detach()) for name, each in losses.items()}
+    def check(average: TextToVideo) -> dict[str, float]:
+        parts = vae, average.text_encoder, tokenizer, average.transformer, RFlowScheduler()
+        return _check(OpenSora12Pipeline(*parts), plan)
 
-    pipeline = OpenSora12Pipeline(vae, average.text_encoder, tokenizer, average.transformer, RFlowScheduler())
-    parts = {"model": model, "average": average, "optimizer": optimizer}
-    check = partial(_check, pipeline, plan)
-    done = train(Journal(folder, "transformer"), parts, plan.iterations, step, check, plan.check, minutes)
-    return average if done else None
+    return train_average(Journal(folder, "transformer"), model, plan, losses, check, minutes)
 
 
 def _losses(

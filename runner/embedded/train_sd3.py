@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor
 from runner.embedded import world
 from runner.embedded.evaluate import right, spread
 from runner.embedded.heads import KINDS, cells, words_said
-from runner.embedded.journal import Journal, follow, learning_rate, random_of, train
+from runner.embedded.journal import Journal, learning_rate, random_of, train, train_average
 from runner.embedded.sd3 import (
     SHIFT,
     TextToImage,
@@ -95,27 +94,15 @@ def train_transformer(
     tokenizer = build_clip_tokenizer()
     torch.manual_seed(plan.seed)
     model = TextToImage(len(tokenizer)).to(device)
-    average = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     data = {name: each.to(device) for name, each in encode_stills(vae, plan, folder / "latents.pt").items()}
     texts = [text for each in world.combinations("seen", world.PLACES) for text in shortened(each)]
     ids = tokenizer([*texts, ""], padding="max_length", truncation=True, return_tensors="pt").input_ids.to(device)
+    losses = partial(_losses, model, data, ids, plan)
 
-    def step(iteration: int) -> dict[str, float]:
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan.rate, iteration, plan.iterations, warmup=200)
-        losses = _losses(model, data, ids, plan, iteration)
-        optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        follow(average, model, min(plan.decay, (iteration + 1) / (iteration + 21)))
-        return {name: float(each.detach()) for name, each in losses.items()}
+    def check(average: TextToImage) -> dict[str, float]:
+        return _check(make_pipeline(vae, average), plan)
 
-    parts = {"model": model, "average": average, "optimizer": optimizer}
-    check = partial(_check, make_pipeline(vae, average), plan)
-    done = train(Journal(folder, "transformer"), parts, plan.iterations, step, check, plan.check, minutes)
-    return average if done else None
+    return train_average(Journal(folder, "transformer"), model, plan, losses, check, minutes)
 
 
 def _losses(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from runner.embedded import world
 from runner.embedded.evaluate import attribute_scores, make_pipeline, spread
 from runner.embedded.heads import KINDS, WORDS, Asked, Drawn, cells, places, words_said
-from runner.embedded.journal import Journal, follow, learning_rate, random_of, train
+from runner.embedded.journal import Journal, random_of, train_average
 from runner.embedded.text import build_encoder, build_tokenizer, tokenize
 from runner.embedded.train_vae import to_video
 from runner.model.osp12.transformer import OSP12Transformer
@@ -102,19 +101,15 @@ def train_transformer(
     journal, tokenizer = Journal(folder, "transformer"), build_tokenizer()
     torch.manual_seed(plan.seed)
     model = TextToVideo(len(tokenizer)).to(device)
-    average = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=plan.rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     data = {name: each.to(device) for name, each in encode_clips(vae, plan, folder / "latents.pt").items()}
     ids, mask = (each.to(device) for each in tokenize(tokenizer, [*world.captions("seen"), ""]))
+    losses = partial(_losses, model, data, ids, mask, plan)
 
-    def step(iteration: int) -> dict[str, float]:
-        losses = _step(model, optimizer, data, ids, mask, plan, iteration)
-        follow(average, model, min(plan.decay, (iteration + 1) / (iteration + 21)))
-        return losses
+    def check(average: TextToVideo) -> dict[str, float]:
+        pipeline = make_pipeline(average.transformer, average.text_encoder, tokenizer, vae)
+        return _check(pipeline, plan)
 
-    parts = {"model": model, "average": average, "optimizer": optimizer}
-    check = partial(_check, average, vae, tokenizer, plan)
-    return average if train(journal, parts, plan.iterations, step, check, plan.check, minutes) else None
+    return train_average(journal, model, plan, losses, check, minutes)
 
 
 def noise_levels() -> Tensor:
@@ -122,15 +117,10 @@ def noise_levels() -> Tensor:
     return torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)
 
 
-def _step(
-    model: TextToVideo,
-    optimizer: torch.optim.Optimizer,
-    data: dict[str, Tensor],
-    ids: Tensor,
-    mask: Tensor,
-    plan: TransformerPlan,
-    iteration: int,
-) -> dict[str, float]:
+def _losses(
+    model: TextToVideo, data: dict[str, Tensor], ids: Tensor, mask: Tensor, plan: TransformerPlan, iteration: int
+) -> dict[str, Tensor]:
+    """Of the noise, weighted by its share; and the heads', weighted."""
     _, generator = random_of(plan.seed, iteration)
 
     def uniform() -> Tensor:
@@ -152,8 +142,6 @@ def _step(
     hidden = ~told[:, :3] | (shown == captions)[:, None]
     words = torch.where(hidden, torch.tensor(KINDS) - 1, words_said("seen")[caption])
 
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate(plan.rate, iteration, plan.iterations, warmup=200)
     # On a CPU the casts of so small a model cost more than bfloat16 saves.
     with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
         predicted = model(noisy, timestep.to(device), ids[shown], seen).float()
@@ -164,16 +152,11 @@ def _step(
         "told_loss": plan.reading * model.told.loss(words[:, None]),
         "drawn_loss": plan.drawing * model.drawn.loss(data["cells"][caption, clip]),
     }
-    loss = (weight * (predicted - noise[1]) ** 2).mean()
-    optimizer.zero_grad(set_to_none=True)
-    (loss + torch.stack(list(heads.values())).sum()).backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
-    return {name: float(each.detach()) for name, each in {"loss": loss, **heads}.items()}
+    return {"loss": (weight * (predicted - noise[1]) ** 2).mean(), **heads}
 
 
-def _check(model: TextToVideo, vae: OSP12VAE, tokenizer: Any, plan: TransformerPlan) -> dict[str, float]:
-    pipeline, scores = make_pipeline(model.transformer, model.text_encoder, tokenizer, vae), {}
+def _check(pipeline: Any, plan: TransformerPlan) -> dict[str, float]:
+    scores = {}
     for split in ("seen", "unseen"):
         captions = spread(split, plan.check_prompts, plan.seed)
         right = attribute_scores(pipeline, captions, plan.check_steps, plan.guidance, plan.seed)
