@@ -46,32 +46,41 @@ def right(
     return np.array(found)
 
 
-def attribute_scores(
-    pipeline: OSP12Pipeline, captions: Sequence[str], steps: int, guidance: float, seed: int
-) -> np.ndarray:
-    """`right` of an Open-Sora-Plan pipeline's clips."""
-    return right(partial(film, pipeline, steps=steps, guidance=guidance), captions, seed)
+def scores(
+    generate: Callable[..., Iterable[np.ndarray]], count: int, seed: int, motions: tuple[str, ...] = world.MOTIONS
+) -> dict[str, float]:
+    """Of `count` clips of either split: the share of what `right` finds right, and of clips that are all right."""
+    found = {split: right(generate, spread(split, count, seed, motions), seed) for split in ("seen", "unseen")}
+    shares = {split: {"score": each.mean(), "all_right": each.all(1).mean()} for split, each in found.items()}
+    return {f"{split}_{name}": float(share) for split, each in shares.items() for name, share in each.items()}
 
 
 @torch.no_grad()
-def film(
-    pipeline: OSP12Pipeline, captions: Sequence[str], steps: int, guidance: float, generators: list[torch.Generator]
-) -> Iterator[np.ndarray]:
-    """A clip of each caption, uint8 [T, H, W, 3]."""
+def ask(
+    pipeline: Any,
+    captions: Sequence[str],
+    steps: int,
+    guidance: float,
+    generators: list[torch.Generator],
+    **more: Any,
+) -> Any:
+    """What a pipeline answers to these captions at the world's size; `more` goes to it as it is."""
     pipeline.set_progress_bar_config(disable=True)
-    (latents,) = pipeline(
+    return pipeline(
         prompt=list(captions),
-        negative_prompt="",
-        num_frames=world.FRAMES,
         height=world.SIZE,
         width=world.SIZE,
         num_inference_steps=steps,
         guidance_scale=guidance,
-        max_sequence_length=16,
         generator=generators,
-        output_type="latent",
-        return_dict=False,
+        **more,
     )
+
+
+def film(pipeline: OSP12Pipeline, captions: Sequence[str], **asked: Any) -> Iterator[np.ndarray]:
+    """A clip of each caption, uint8 [T, H, W, 3]; `asked` as `ask` takes it."""
+    own: Any = {"negative_prompt": "", "num_frames": world.FRAMES, "max_sequence_length": 16, "return_dict": False}
+    (latents,) = ask(pipeline, captions, **asked, **own, output_type="latent")
     return (decode(pipeline.vae, each[None]) for each in torch.as_tensor(latents))
 
 

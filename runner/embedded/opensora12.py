@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.embedded import world
+from runner.embedded.evaluate import ask
 from runner.embedded.export import CLIPS, export_t5, size_of, write_weights
 from runner.embedded.heads import KINDS, Asked, Drawn
 from runner.embedded.text import build_encoder, write_json
@@ -115,32 +116,19 @@ def export(folder: Path, vae: OpenSora12VAE, model: TextToVideo) -> int:
     return size_of(folder)
 
 
-@torch.no_grad()
 def film(
     pipeline: Any,
     captions: Sequence[str],
-    steps: int,
-    guidance: float,
-    generators: list[torch.Generator],
     frames: int = world.FRAMES,
     first: Sequence[Tensor] | None = None,
+    **asked: Any,
 ) -> np.ndarray:
-    """A clip of each caption, uint8 [B, T, H, W, 3]; `first` [3, H, W] in [-1, 1] are their first frames."""
-    pipeline.set_progress_bar_config(disable=True)
-    given = {} if first is None else {"reference_path": [[each] for each in first], "mask_strategy": "0"}
-    return pipeline(
-        prompt=list(captions),
-        num_frames=frames,
-        height=world.SIZE,
-        width=world.SIZE,
-        fps=FPS,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        aes=None,
-        max_sequence_length=LENGTH,
-        generator=generators,
-        **given,
-    ).frames
+    """A clip of each caption, uint8 [B, T, H, W, 3]; `first` [3, H, W] in [-1, 1] are their first frames, `asked` as
+    `ask` takes it."""
+    own: Any = {"num_frames": frames, "fps": FPS, "aes": None, "max_sequence_length": LENGTH}
+    if first is not None:
+        own |= {"reference_path": [[each] for each in first], "mask_strategy": "0"}
+    return ask(pipeline, captions, **asked, **own).frames
 
 
 def reconstruct(vae: OpenSora12VAE, clips: list[np.ndarray]) -> list[np.ndarray]:

@@ -17,6 +17,7 @@ from diffusers import (
 from torch import Tensor, nn
 
 from runner.embedded import world
+from runner.embedded.evaluate import ask
 from runner.embedded.export import size_of
 from runner.embedded.heads import KINDS, Asked, Drawn
 from runner.embedded.text import CLIP_LENGTH, build_clip_encoder, build_clip_tokenizer, save_clip_tokenizer
@@ -132,23 +133,10 @@ def export(folder: Path, vae: Any, model: TextToImage) -> int:
     return size_of(folder)
 
 
-@torch.no_grad()
-def draw(
-    pipeline: Any, captions: Sequence[str], steps: int, guidance: float, generators: list[torch.Generator]
-) -> list[np.ndarray]:
-    """A still of each caption as a clip of one frame, uint8 [1, H, W, 3]."""
-    pipeline.set_progress_bar_config(disable=True)
-    images = pipeline(
-        prompt=list(captions),
-        negative_prompt="",
-        height=world.SIZE,
-        width=world.SIZE,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        max_sequence_length=CLIP_LENGTH,
-        generator=generators,
-        output_type="np",
-    ).images
+def draw(pipeline: Any, captions: Sequence[str], **asked: Any) -> list[np.ndarray]:
+    """A still of each caption as a clip of one frame, uint8 [1, H, W, 3]; `asked` as `ask` takes it."""
+    own: Any = {"negative_prompt": "", "max_sequence_length": CLIP_LENGTH, "output_type": "np"}
+    images = ask(pipeline, captions, **asked, **own).images
     return list((images[:, None] * 255).round().astype(np.uint8))
 
 

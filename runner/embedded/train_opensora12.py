@@ -5,14 +5,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from runner.embedded import world
-from runner.embedded.evaluate import right, spread
+from runner.embedded.evaluate import scores
 from runner.embedded.heads import KINDS, WORDS, cells, places, words_said
 from runner.embedded.journal import Journal, learning_rate, random_of, train, train_average
 from runner.embedded.opensora12 import GRID, TextToVideo, build_vae, film, reconstruct
@@ -139,7 +138,8 @@ def train_transformer(
 
     def check(average: TextToVideo) -> dict[str, float]:
         parts = vae, average.text_encoder, tokenizer, average.transformer, RFlowScheduler()
-        return _check(OpenSora12Pipeline(*parts), plan)
+        generate = partial(film, OpenSora12Pipeline(*parts), steps=plan.check_steps, guidance=plan.guidance)
+        return scores(generate, plan.check_prompts, plan.seed)
 
     return train_average(Journal(folder, "transformer"), model, plan, losses, check, minutes)
 
@@ -203,12 +203,3 @@ def given_frames(kind: Tensor, each: Tensor) -> Tensor:
         low += share
     given[given.all(1)] = False
     return given
-
-
-def _check(pipeline: Any, plan: TransformerPlan) -> dict[str, float]:
-    scores = {}
-    for split in ("seen", "unseen"):
-        captions = spread(split, plan.check_prompts, plan.seed)
-        found = right(partial(film, pipeline, steps=plan.check_steps, guidance=plan.guidance), captions, plan.seed)
-        scores[f"{split}_score"], scores[f"{split}_all_right"] = float(found.mean()), float(found.all(1).mean())
-    return scores

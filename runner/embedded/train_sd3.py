@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runner.embedded import world
-from runner.embedded.evaluate import right, spread
+from runner.embedded.evaluate import scores
 from runner.embedded.heads import KINDS, cells, words_said
 from runner.embedded.journal import Journal, learning_rate, random_of, train, train_average
 from runner.embedded.sd3 import (
@@ -100,7 +100,8 @@ def train_transformer(
     losses = partial(_losses, model, data, ids, plan)
 
     def check(average: TextToImage) -> dict[str, float]:
-        return _check(make_pipeline(vae, average), plan)
+        generate = partial(draw, make_pipeline(vae, average), steps=plan.check_steps, guidance=plan.guidance)
+        return scores(generate, plan.check_prompts, plan.seed, world.PLACES)
 
     return train_average(Journal(folder, "transformer"), model, plan, losses, check, minutes)
 
@@ -135,12 +136,3 @@ def _losses(
         "told_loss": plan.reading * model.told.loss(words[:, None]),
         "drawn_loss": plan.drawing * model.drawn.loss(data["cells"][caption, still]),
     }
-
-
-def _check(pipeline: Any, plan: TransformerPlan) -> dict[str, float]:
-    scores = {}
-    for split in ("seen", "unseen"):
-        captions = spread(split, plan.check_prompts, plan.seed, world.PLACES)
-        found = right(partial(draw, pipeline, steps=plan.check_steps, guidance=plan.guidance), captions, plan.seed)
-        scores[f"{split}_score"], scores[f"{split}_all_right"] = float(found.mean()), float(found.all(1).mean())
-    return scores

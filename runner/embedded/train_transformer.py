@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from runner.embedded import world
-from runner.embedded.evaluate import attribute_scores, make_pipeline, spread
+from runner.embedded.evaluate import film, make_pipeline, scores
 from runner.embedded.heads import KINDS, WORDS, Asked, Drawn, cells, places, words_said
 from runner.embedded.journal import Journal, random_of, train_average
 from runner.embedded.text import build_encoder, build_tokenizer, tokenize
@@ -107,7 +106,8 @@ def train_transformer(
 
     def check(average: TextToVideo) -> dict[str, float]:
         pipeline = make_pipeline(average.transformer, average.text_encoder, tokenizer, vae)
-        return _check(pipeline, plan)
+        generate = partial(film, pipeline, steps=plan.check_steps, guidance=plan.guidance)
+        return scores(generate, plan.check_prompts, plan.seed)
 
     return train_average(journal, model, plan, losses, check, minutes)
 
@@ -153,12 +153,3 @@ def _losses(
         "drawn_loss": plan.drawing * model.drawn.loss(data["cells"][caption, clip]),
     }
     return {"loss": (weight * (predicted - noise[1]) ** 2).mean(), **heads}
-
-
-def _check(pipeline: Any, plan: TransformerPlan) -> dict[str, float]:
-    scores = {}
-    for split in ("seen", "unseen"):
-        captions = spread(split, plan.check_prompts, plan.seed)
-        right = attribute_scores(pipeline, captions, plan.check_steps, plan.guidance, plan.seed)
-        scores[f"{split}_score"], scores[f"{split}_all_right"] = float(right.mean()), float(right.all(1).mean())
-    return scores

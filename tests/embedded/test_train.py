@@ -17,7 +17,7 @@ TINY = "--vae-phases 1:2:2 5:1:1 --iterations 3 --batch 2 --clips 1 --refine 2 -
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.embedded.train_transformer._check", lambda *_: {})
+    monkeypatch.setattr("runner.embedded.train_transformer.scores", lambda *_: {})
     main(["--out", str(tmp_path / "one"), *TINY])
     for _ in range(8):  # no minutes at all: each call ends after an iteration
         main(["--out", str(tmp_path / "many"), *TINY, "--minutes", "0"])

@@ -28,7 +28,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         data[f"{name}_cells"] = cells(scene, frames).expand(len(world.SEEN), 2, -1, -1)
     folders = [tmp_path_factory.mktemp(name) for name in ("one", "many")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_opensora12, "_check", lambda *_: {})
+        patch.setattr(train_opensora12, "scores", lambda *_: {})
         patch.setattr(train_opensora12, "encode_clips", lambda *_: data)
         main(["--out", str(folders[0]), *TINY])
         for _ in range(5):  # no minutes at all: each call ends after an iteration
@@ -53,7 +53,7 @@ def test_the_export_is_a_released_folder_that_films_and_goes_on_from_an_image(tr
     captions, first = world.captions()[:2], [to_video([clip[:1]])[0, :, 0] for clip, _ in held_out_clips(2)]
     for given in ({}, {"first": first}, {"frames": 34}):
         generators = [torch.Generator().manual_seed(i) for i in range(2)]
-        clips = opensora12.film(pipeline, captions, 2, 4.0, generators, **given)
+        clips = opensora12.film(pipeline, captions, steps=2, guidance=4.0, generators=generators, **given)
         assert clips.shape == (2, given.get("frames", 17), 64, 64, 3) and clips.dtype == np.uint8
 
 

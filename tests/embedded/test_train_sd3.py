@@ -19,7 +19,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a whole training of a few steps, without the judge's checks on its way."""
     folder = tmp_path_factory.mktemp("one")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("runner.embedded.train_sd3._check", lambda *_: {})
+        patch.setattr("runner.embedded.train_sd3.scores", lambda *_: {})
         main(["--out", str(folder), *TINY])
     return folder
 
@@ -27,7 +27,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("runner.embedded.train_sd3._check", lambda *_: {})
+    monkeypatch.setattr("runner.embedded.train_sd3.scores", lambda *_: {})
     for _ in range(5):  # no minutes at all: each call ends after an iteration
         main(["--out", str(tmp_path), *TINY, "--minutes", "0"])
     for name in ("transformer/diffusion_pytorch_model", "vae/diffusion_pytorch_model", "text_encoder/model"):
@@ -45,7 +45,8 @@ def test_the_export_is_a_released_folder_that_draws_stills(trained: Path) -> Non
     assert pipeline.scheduler.config.shift == sd3.SHIFT and pipeline.text_encoder_3 is None
     assert pipeline.tokenizer_max_length == CLIP_LENGTH
     generators = [torch.Generator().manual_seed(i) for i in range(2)]
-    stills = sd3.draw(pipeline, world.captions("seen", world.PLACES)[:2], 2, 4.0, generators)
+    captions = world.captions("seen", world.PLACES)[:2]
+    stills = sd3.draw(pipeline, captions, steps=2, guidance=4.0, generators=generators)
     assert [still.shape for still in stills] == [(1, 64, 64, 3)] * 2 and stills[0].dtype == np.uint8
     defaults = yaml.safe_load((trained / "weights/defaults.yaml").read_text())
     text, calibration = (defaults["prompts"][key] for key in ("text", "calibration"))

@@ -1,6 +1,7 @@
 """The shipped checkpoint: layout, size and quality, as far as seconds tell (all: `runner.embedded.evaluate`)."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import yaml
 from safetensors import safe_open
 
 from runner.embedded import world
-from runner.embedded.evaluate import WEIGHTS, attribute_scores, decode, spread, vae_figures
+from runner.embedded.evaluate import WEIGHTS, decode, film, right, spread, vae_figures
 from runner.embedded.judge import NONE, judge
 from runner.embedded.train_vae import DEVIATION
 
@@ -64,5 +65,5 @@ def test_decoded_noise_shows_nothing(pipeline) -> None:
 
 
 def test_generated_clips_show_what_their_captions_say(pipeline) -> None:
-    right = attribute_scores(pipeline, spread("seen", 8, 1) + spread("unseen", 4, 1), 20, 2.0, seed=7)
-    assert np.mean(right) >= 0.8
+    captions = spread("seen", 8, 1) + spread("unseen", 4, 1)
+    assert np.mean(right(partial(film, pipeline, steps=20, guidance=2.0), captions, seed=7)) >= 0.8
