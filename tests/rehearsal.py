@@ -1,4 +1,4 @@
-"""What rehearsals at released sizes share: random bf16 weights in a released layout, and a run with its peak memory."""
+"""What rehearsals at released sizes share: random bf16 weights in a released layout, and a run to int8 in a limit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
+
+from runner.quant import export
+
+# One layer of the released text encoder (mT5, T5) in its width.
+ENCODER = {"d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_heads": 64, "num_layers": 1}
 
 
 def random_state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -40,15 +46,30 @@ def write(
     save_file(random_state(module) | dict(other or {}), folder / "diffusion_pytorch_model.safetensors")
 
 
-def rehearse(output: Path, *arguments: str) -> tuple[Path, int]:
-    """One run by the front door, its words and its cost printed: the run folder, and the most bytes that any process
-    started by this test session has held."""
+@dataclass(frozen=True)
+class Export:
+    """What quantize has exported: tensors, what each of them is, and the names of the int8 weights."""
+
+    tensors: Mapping[str, torch.Tensor]
+    description: Mapping[str, str]
+    quantized: Sequence[str]
+
+
+def rehearse(output: Path, limit: int, *arguments: str) -> Export:
+    """One run by the front door in two steps, its words and its cost printed. No process that this test session has
+    started may have held more than `limit` bytes, and every int8 weight is one that int8 multiplies."""
     start = time.perf_counter()
-    command = [sys.executable, "-m", "runner", *arguments, f"output={output}"]
+    common = ("sampler.num_sampling_steps=2", "timing.warmup=0", "timing.repeats=1", f"output={output}")
+    command = [sys.executable, "-m", "runner", *arguments, *common]
     done = subprocess.run(command, capture_output=True, text=True, env=os.environ)
     print(done.stdout, done.stderr)
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
     print(f"peak memory of the worker {peak / 2**30:.2f} GiB, {time.perf_counter() - start:.0f} s")
     assert done.returncode == 0
+    assert peak < limit
     (run,) = next(iter(path for path in output.iterdir() if not path.name.startswith("."))).iterdir()
-    return run, peak
+    tensors, description = export.load(run / "quantize")
+    quantized = [key for key, tag in description.items() if tag == "W8A8" and key.endswith(".weight")]
+    ledger = json.loads((run / "sample" / "metrics.json").read_text())["ledger"]
+    assert ledger["int8_matmuls"] == len(quantized)
+    return Export(tensors, description, quantized)
