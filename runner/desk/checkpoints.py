@@ -148,6 +148,19 @@ def _parts(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"transformer": model["checkpoint"], **{part: model[part] for part in rules.PARTS}}
 
 
+def shipped(references: Any, model: Mapping[str, Any]) -> Any:
+    """References, a text or a list of texts, with the place of each embedded/NAME, which ships with small weights."""
+    if isinstance(references, list):
+        return [shipped(each, model) for each in references]
+    if not isinstance(references, str):
+        return references
+    folder = locate(EMBEDDED, None, model["name"]).path
+    parts = (part.strip() for part in references.split(";"))
+    return ";".join(
+        f"{folder}/{part[len(EMBEDDED) + 1 :]}" if part.startswith(f"{EMBEDDED}/") else part for part in parts
+    )
+
+
 def reference_files(config: Mapping[str, Any]) -> list[Path]:
     """The images and videos that the prompts of a resolved configuration name, if its model takes any."""
     rules, prompts = rules_of(config["model"]), config["prompts"]

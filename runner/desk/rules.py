@@ -136,7 +136,7 @@ def _prompts(config: dict[str, Any], good: Any, model: Mapping[str, Any]) -> Ite
 def _references(prompts: dict[str, Any], good: Any, model: Mapping[str, Any]) -> Iterator[Fault]:
     """Have each prompt of text say which images and videos go with it, and how."""
     names, rules = ("references", "mask_strategy"), checkpoints.rules_of(model)
-    given = [prompts[name] for name in names]
+    given = [checkpoints.shipped(prompts[names[0]], model), prompts[names[1]]]
     if not hasattr(rules, "with_references"):
         for name, value in zip(names, given, strict=True):
             if value is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from runner.embedded import world
@@ -46,7 +47,7 @@ DEFAULTS = f"""{CLIPS}\
   aes: null
 sampler:
   num_sampling_steps: 30
-  guidance_scale: 4.0
+  guidance_scale: 2.0
 sample:
   judge: world
 """
@@ -97,8 +98,12 @@ class TextToVideo(nn.Module):
         return output.sample[:, : noisy.shape[1]]
 
 
+FIRST = ("a red circle moving left", "a blue square growing")  # whose first frames ship
+
+
 def export(folder: Path, vae: OpenSora12VAE, model: TextToVideo) -> int:
-    """Write the checkpoint: transformer, `vae3d`, `vae2d` (a config: the weights are in vae3d) and `text_encoder`.
+    """Write the checkpoint: transformer, `vae3d`, `vae2d` (a config: the weights are in vae3d), `text_encoder`, and
+    the first frames of clips to go on from.
 
     Its size in bytes; ValueError when they are too many to ship.
     """
@@ -113,6 +118,9 @@ def export(folder: Path, vae: OpenSora12VAE, model: TextToVideo) -> int:
     write_weights(folder / "vae3d" / "model.safetensors", vae, ("shift", "scale"))
     export_t5(folder / "text_encoder", model.text_encoder)
     (folder / "defaults.yaml").write_text(DEFAULTS, encoding="utf-8")
+    for number, caption in enumerate(FIRST):
+        scene = world.scene(world.parse(caption), np.random.default_rng(number))
+        Image.fromarray(world.render(scene)[0]).save(folder / f"first-{number:03d}.png")
     return size_of(folder)
 
 

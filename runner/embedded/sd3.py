@@ -45,7 +45,7 @@ model:
   text_encoder_3: false
 sampler:
   num_sampling_steps: 28
-  guidance_scale: 4.0
+  guidance_scale: 2.0
 sample:
   judge: world
 """

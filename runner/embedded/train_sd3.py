@@ -31,7 +31,7 @@ from runner.embedded.train_transformer import TransformerPlan
 from runner.embedded.train_vae import VAEPlan, autoencode, autoencoder_optimizer, decibels
 
 VAE_PLAN = VAEPlan(phases=((1, 8, 600),))
-PLAN = TransformerPlan(iterations=3000, batch=32, rate=1.5e-3, clips=40, check_prompts=60)
+PLAN = TransformerPlan(iterations=8000, batch=32, rate=1.5e-3, clips=40, check_prompts=60)
 
 
 def train_vae(folder: Path, device: torch.device, plan: VAEPlan, minutes: float | None = None) -> Any:

@@ -32,13 +32,17 @@ class VAEPlan:
     def iterations(self) -> int:
         return sum(iterations for _, _, iterations in self.phases)
 
-    def batch(self, iteration: int) -> tuple[int, int]:
-        """Frames and clips of an iteration."""
-        for frames, clips, iterations in self.phases:
+    def phase(self, iteration: int) -> tuple[int, int]:
+        """The number of the phase of an iteration, and the iteration's own in it, from 0."""
+        for number, (_, _, iterations) in enumerate(self.phases):
             if iteration < iterations:
-                return frames, clips
+                return number, iteration
             iteration -= iterations
         raise IndexError("past the plan's last iteration")
+
+    def batch(self, iteration: int) -> tuple[int, int]:
+        """Frames and clips of an iteration."""
+        return self.phases[self.phase(iteration)[0]][:2]
 
 
 # A clip's 1280 latents say the same few things many times over, so at variance 1 the release's schedule would settle

@@ -91,10 +91,9 @@ def test_keys_of_another_model_are_refused(checked):
 
 
 def test_a_model_without_a_checkpoint_of_its_own_demands_one(composed):
-    for arguments in (["model=diffusers", "prompts.text=a cat"], ["+recipe=sd3_w8a8"]):
-        found = refusal(composed, *arguments)
-        assert list(found) == ["model.checkpoint"]
-        assert found["model.checkpoint"].startswith("model.checkpoint: must be given: model.checkpoint=...")
+    found = refusal(composed, "model=diffusers", "prompts.text=a cat")
+    assert list(found) == ["model.checkpoint"]
+    assert found["model.checkpoint"].startswith("model.checkpoint: must be given: model.checkpoint=...")
 
 
 def test_guidance_is_batched_as_the_pipeline_does_it(composed, checked, tmp_path):
@@ -184,6 +183,15 @@ def test_the_recipe_of_stable_diffusion_3_is_its_guide(composed, tmp_path):
     assert config["quant"]["scheme"] == "w8a8" and config["quant"]["exclude"] == ["context_embedder", "proj_out"]
     said = refusal(composed, "+recipe=sd3_w8a8", f"model.checkpoint={sd3}", "sampler.sample_method=DDIM")
     assert "expected FlowMatchEulerDiscrete" in said["sampler.sample_method"]
+
+
+def test_without_a_checkpoint_stable_diffusion_3_is_the_little_one(composed):
+    run = composed("+recipe=sd3_w8a8")
+    assert run.checkpoint.embedded and run.checkpoint.path.endswith("weights_sd3")
+    model, sampler = run.config["model"], run.config["sampler"]
+    assert (model["height"], model["width"], model["text_encoder_3"]) == (64, 64, False)
+    assert (sampler["num_sampling_steps"], sampler["guidance_scale"]) == (28, 2.0)
+    assert run.config["sample"]["judge"] == "world" and run.config["prompts"]["text"][0] == "a red circle on the left"
 
 
 def test_every_key_has_a_meaning():
@@ -559,6 +567,13 @@ def test_each_model_has_shipped_weights_of_its_own(composed, tmp_path, monkeypat
     assert run.checkpoint.embedded and run.config["model"]["checkpoint"] == str(own)
     said = refusal(composed, "model=opensora12", "model.checkpoint=embedded")["model.checkpoint"]
     assert f"this installation lacks its weights, {tmp_path / 'weights_opensora12'}" in said
+
+
+def test_references_may_be_those_that_ship_with_the_weights(monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path / "weights")
+    own = tmp_path / "weights_opensora12"
+    found = checkpoints.shipped(["embedded/a.png;b.png", None, "mine/embedded/a.png"], {"name": "opensora12"})
+    assert found == [f"{own}/a.png;b.png", None, "mine/embedded/a.png"]
 
 
 def test_an_installation_without_them_says_so(composed, tmp_path, monkeypatch):

@@ -150,7 +150,7 @@ def test_references_count_by_content(opensora12, tmp_path):
 
 
 def test_each_loop_is_a_generation(opensora12):
-    config = opensora12("sampler.num_sampling_steps=3", "model.loop=2").config
+    config = opensora12("sampler.num_sampling_steps=3", "model.loop=2", "model.num_frames=34").config
     planned = plan(config)
     assert planned["sample"].forwards == planned["dump"].forwards == 3 * 2 * 2
 

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from runner.embedded.train_opensora12 import DEVIATION, GIVEN, encode_clips, giv
 from runner.embedded.train_transformer import TransformerPlan
 from runner.embedded.train_vae import held_out_clips, to_video
 
-TINY = "--model opensora12 --vae-phases 1:2:1 17:1:1 --iterations 3 --batch 4 --threads 1 --device cpu".split()
+TINY = "--model opensora12 --vae-phases 1:2:1 17:2:1 --iterations 3 --batch 4 --threads 1 --device cpu".split()
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_opensora12, "scores", lambda *_: {})
         patch.setattr(train_opensora12, "encode_clips", lambda *_: data)
+        patch.setattr(train_opensora12, "frame_latents", partial(train_opensora12.frame_latents, clips=4))
         main(["--out", str(folders[0]), *TINY])
         for _ in range(5):  # no minutes at all: each call ends after an iteration
             main(["--out", str(folders[1]), *TINY, "--minutes", "0"])

@@ -41,9 +41,18 @@ def faults(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield other, f"expected a number of pixels, since {given[0]} is given, too"
         elif not given and {"resolution", "aspect_ratio", "tables"} <= model.keys():
             yield from _size_faults(model)
+    if {"num_frames", "loop", "condition_frame_length", "micro_frame_size"} <= model.keys() and model["loop"] > 1:
+        yield from _loop_faults(model)
     if model.get("align") not in (None, MICRO_LATENTS):
         # The reference knows 5 and none; other alignments cut the autoencoder's chunks.
         yield "align", f"expected {MICRO_LATENTS}, the latent frames of a chunk, or null for none"
+
+
+def _loop_faults(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    frames = length(model)
+    if frames is not None and model["condition_frame_length"] >= frames:
+        sentence = f"expected fewer than the {frames} latent frames of a clip, or going on from it adds nothing"
+        yield "condition_frame_length", sentence
 
 
 def _size_faults(model: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -147,10 +156,17 @@ def _unreadable(file: str) -> str | None:
     return None
 
 
+def length(model: Mapping[str, Any]) -> int | None:
+    """Latent frames of a clip; None where the section does not tell."""
+    named, chunk = model.get("num_frames"), model.get("micro_frame_size")
+    if named is None or not chunk or _wrong(frame_count, named, tables := model.get("tables", "upstream")):
+        return None
+    return latent_sizes(frame_count(named, tables), 8, 8, chunk)[0]
+
+
 def _outside(said: str, entries: Sequence[Sequence[Any]], count: int, model: Mapping[str, Any]) -> Iterator[str]:
     """What a strategy asks for that is not there; each loop adds one reference, the clip before it."""
-    length, chunk = model.get("num_frames"), model.get("micro_frame_size")
-    frames = latent_sizes(length, 8, 8, chunk)[0] if isinstance(length, int) and chunk else None
+    frames = length(model)
     for loop, reference, _, start, *_ in entries:
         if loop >= model.get("loop", loop + 1):
             yield f"{said!r} is for loop {loop}, and model.loop is {model['loop']}, counted from 0"

@@ -25,7 +25,7 @@ def made(request, tiny_opensora12, reference_image):
     arguments = {
         "text": (),
         "first frame": (f"prompts.references={reference_image}", "prompts.mask_strategy='0'"),
-        "two clips": ("model.loop=2", "sampler.guidance_batch=separate"),
+        "two clips": ("model.loop=2", "model.num_frames=34", "sampler.guidance_batch=separate"),
     }[request.param]
     config = front_door(
         "+recipe=opensora12_sample", f"model.checkpoint={tiny_opensora12}", "model.dtype=fp32",

@@ -47,6 +47,11 @@ def test_names_become_numbers(given, becomes):
         ({"resolution": "2880"}, "aspect_ratio", "none: give height and width"),
         ({"height": 64}, "width", "expected a number of pixels, since height is given"),
         ({"align": 4}, "align", "expected 5"),
+        (
+            {"num_frames": 17, "loop": 2, "condition_frame_length": 5},
+            "condition_frame_length",
+            "expected fewer than the 5 latent frames",
+        ),
     ],
 )
 def test_what_is_refused(given, key, says):
