@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from runner.cache.policy import Policy, Range
+from runner.cache.policy import GENERATIONS, Policy, Range
 from runner.cache.predict import Array, Prediction, Probe, Transfers, gains, local_errors
 from runner.cache.speed import Times
 from runner.cache.trial import Case, Trials
@@ -25,9 +25,8 @@ GROUPS = 12  # of blocks that are probed as one, at most; fewer where a run is s
 SHORT = 0.4375  # groups a step: probes of blocks compute 4 forwards a group
 PROBED_STEPS = 5  # that a probe reuses in a row: the error must stand out from the rounding of the model's dtype
 FARTHEST = math.log(100)  # of a block's transfer from that of the others: rounding is not to look like one
-TURNED = (
-    0.25  # relative error of latents from which on they may show another clip: how far apart two clips are is no gain
-)
+TURNED = 0.25  # relative error of latents that may show another clip; how far apart two clips are is no gain
+VERIFIED = 1.5  # generations, of all that a search may compute, that probes leave to verification
 
 
 def probed(steps: int, lags: int) -> list[range]:
@@ -87,7 +86,9 @@ def probe(
     full: list[float] = []
     reuse: list[float] = []
     local = [local_errors([movement], transfers) for movement in movements]
-    spare = steps
+    rows = probed(steps, lags)
+    left = int((GENERATIONS - VERIFIED) * steps) - trials.forwards - sum(steps - row[0] + 1 for row in rows)
+    spare = min(steps, left)
 
     def once(number: int, reused: range) -> tuple[float, float]:
         """The error of the result, and what the reuses made of it."""
@@ -98,7 +99,7 @@ def probe(
         made = sum(float(local[number][t, t - reused[0]][middle]) for t in reused)
         return relative_error(done.latents, cases[number].final), made
 
-    for number, reused in enumerate(probed(steps, lags)):
+    for number, reused in enumerate(rows):
         tried = [once(number % len(cases), reused)]
         again = steps - reused[0] + 1
         if tried[0][0] > TURNED and len(cases) > 1 and again <= spare:

@@ -112,12 +112,17 @@ def test_a_clip_that_turned_into_another_is_no_gain():
         return SimpleNamespace(latents=case.final * (1 + error), seconds={})
 
     transfers = Transfers(np.ones(BLOCKS), np.ones(BLOCKS), np.arange(1, BLOCKS + 1))
-    found, _ = probes.probe(SimpleNamespace(run=run), CASES, [movement] * 2, Times(1.0, (0.1,) * BLOCKS), transfers)
+    trials, times = SimpleNamespace(run=run, forwards=0), Times(1.0, (0.1,) * BLOCKS)
+    found, _ = probes.probe(trials, CASES, [movement] * 2, times, transfers)
     made = float(local_errors([movement], transfers)[1, 0][0, BLOCKS])
     rows = [STEPS - row[0] + 1 for row in probes.probed(STEPS, 1)]  # what each computes
     assert ran[:2] == ["a", "b"] and found[0].gain == pytest.approx(0.01 / made, rel=1e-4)
     again = [cost for cost, one in zip(rows[::2], found[::2], strict=True) if one.gain * made < 0.02]
     assert len(ran) == len(rows) + len(again) and sum(again) <= STEPS  # one generation, and no more
+    ran.clear()
+    trials.forwards = int((GENERATIONS - probes.VERIFIED) * STEPS) - sum(rows)  # nothing to spare
+    probes.probe(trials, CASES, [movement] * 2, times, transfers)
+    assert len(ran) == len(rows)
 
 
 @pytest.mark.parametrize(("steps", "blocks"), [(2, 1), (12, 12), (30, 12), (30, 57), (100, 32)])

@@ -153,8 +153,7 @@ def test_a_hub_id_of_a_foreign_pipeline_is_its_folder_in_the_hub_s_cache(compose
     assert "there is no folder" in refusal(composed, *at)["model.checkpoint"]
 
 
-def test_the_stacked_recipe_of_stable_diffusion_3_demands_a_checkpoint(composed, tmp_path):
-    assert list(refusal(composed, "+recipe=sd3_stacked")) == ["model.checkpoint"]
+def test_the_stacked_recipe_of_stable_diffusion_3(composed, tmp_path):
     sd3 = pipeline_folder(tmp_path / "sd3", "StableDiffusion3Pipeline")
     config = composed("+recipe=sd3_stacked", f"model.checkpoint={sd3}").config
     assert config["quant"]["scheme"] == "w8a8" and config["cache"]["ratio"] == 1.3
