@@ -1,6 +1,6 @@
 """What W8A8 costs on the shipped weights: the judge's paired interval and PSNR over many clips.
 
-    python tests/benchmarks/bench_w8a8.py [--clips 300] [--steps 30] [--output outputs]
+    python tests/benchmarks/bench_w8a8.py [--model osp12] [--clips 300] [--steps 30] [--output outputs]
 
 Runs the recipe itself (its artifacts are reused when it is run again) on captions of every combination of the little
 world, calibrated on its usual calibration prompts, and prints the summary. Passes when the interval lies above -2
@@ -15,21 +15,32 @@ import subprocess
 import sys
 from pathlib import Path
 
-from runner.embedded.evaluate import spread
+from runner.embedded import world
+from runner.embedded.evaluate import SHIPPED, spread
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=SHIPPED, default="osp12")
     parser.add_argument("--clips", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--steps", type=int, default=30, help="default 30")
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     options = parser.parse_args()
 
-    name, prompts = "bench_w8a8", options.output / "bench_w8a8.txt"
+    name = f"bench_{options.model}_w8a8"
+    prompts = options.output / f"{name}.txt"
     prompts.parent.mkdir(parents=True, exist_ok=True)
-    prompts.write_text("\n".join(spread("all", options.clips, seed=0)))
+    motions = world.PLACES if options.model == "sd3" else world.MOTIONS
+    prompts.write_text("\n".join(spread("all", options.clips, 0, motions)))
     arguments = [f"prompts.text={prompts}", "model.batch_size=10", f"sampler.num_sampling_steps={options.steps}"]
-    command = [sys.executable, "-m", "runner", "+recipe=osp12_w8a8", f"name={name}", f"output={options.output}"]
+    command = [
+        sys.executable,
+        "-m",
+        "runner",
+        f"+recipe={options.model}_w8a8",
+        f"name={name}",
+        f"output={options.output}",
+    ]
     subprocess.run([*command, *arguments], check=True)
 
     run = max((options.output / name).iterdir(), key=lambda folder: folder.stat().st_mtime_ns)
