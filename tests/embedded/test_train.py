@@ -14,6 +14,7 @@ from runner.embedded.train_vae import DEVIATION, build_vae, held_out_clips, scal
 TINY = "--vae-phases 1:2:2 5:1:1 --iterations 3 --batch 2 --clips 1 --refine 2 --threads 1 --device cpu".split()
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
