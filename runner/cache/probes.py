@@ -60,17 +60,19 @@ def transfer(trials: Trials, cases: Sequence[Case], movements: Sequence[Movement
         done = trials.run(case, policy, step - 1, computed=(step - 1, step), keep=True)
         return max(relative_error(done.predictions[step], case.predictions[step]), 1e-12)
 
-    def expected(transfers: Transfers, reused: Range) -> float:
-        return max(float(local_errors([movement], transfers)[step, 0][reused]), 1e-12)
+    def expected(transfers: Transfers) -> Array:
+        """[L+1, L+1]: what reuse of blocks [s, e) at this step would make of the prediction."""
+        return np.maximum(local_errors([movement], transfers)[step, 0], 1e-12)
 
     widths = [end - start for start, end in groups]
     ends = np.repeat([end for _, end in groups], widths)
     plain = Transfers(np.ones(blocks), np.ones(blocks), ends)
-    logs = np.array([math.log(error(group) / expected(plain, group)) for group in groups])
+    local = expected(plain)
+    logs = np.array([math.log(error(group) / local[group]) for group in groups])
     middle = statistics.median(logs)
     alone = replace(plain, alone=np.exp(np.repeat(middle + np.clip(logs - middle, -FARTHEST, FARTHEST), widths)))
-    rests = [(start, blocks) for start, _ in groups[:-1]]
-    together = [*(error(rest) / expected(alone, rest) for rest in rests), 1.0]
+    local, rests = expected(alone), [(start, blocks) for start, _ in groups[:-1]]
+    together = [*(error(rest) / local[rest] for rest in rests), 1.0]
     return replace(alone, together=np.repeat(together, widths))
 
 

@@ -11,8 +11,8 @@
 
 A stage finishes long work in parts (a prompt's folder, written under a name that ends in .part and then renamed); a
 draft outlives a crash, so its finished parts are there when the stage runs again. Those in its folder `trials` serve
-nothing else, and are no part of the artifact. An entry has one writer at a time. Files of a draft that
-lie in no folder are written last, so those of a run that was cut off are not kept.
+nothing else, and are no part of the artifact. An entry has one writer at a time. Files of a draft that lie in no folder
+are written last, so those of a run that was cut off are not kept.
 """
 
 from __future__ import annotations

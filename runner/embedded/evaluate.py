@@ -104,10 +104,10 @@ def spread(split: str, count: int, seed: int, motions: tuple[str, ...] = world.M
     return [captions[i] for _ in range(-(-count // len(captions))) for i in rng.permutation(len(captions))][:count]
 
 
-def vae_figures(vae: Any, clips: int) -> dict[str, float]:
-    """`reconstruction_figures` of an Open-Sora-Plan autoencoder on held-out clips."""
-    held_out = held_out_clips(clips)
-    return reconstruction_figures(reconstruct(vae, [clip for clip, _ in held_out]), held_out)
+def reconstructions(through: Callable[[list[np.ndarray]], list[np.ndarray]], count: int) -> tuple[Any, Any]:
+    """Held-out clips `through` an autoencoder, and what they are of, with captions."""
+    held_out = held_out_clips(count)
+    return through([clip for clip, _ in held_out]), held_out
 
 
 def reconstruction_figures(
@@ -177,11 +177,8 @@ def _osp12(model: dict[str, Any], device: str) -> Subject:
 
     pipeline = load(model, "EulerAncestralDiscrete", device)
 
-    def reconstructions(count: int) -> tuple[Any, Any]:
-        held_out = held_out_clips(count)
-        return reconstruct(pipeline.vae, [clip for clip, _ in held_out]), held_out
-
-    return Subject(world.MOTIONS, partial(film, pipeline), reconstructions)
+    outputs = partial(reconstructions, partial(reconstruct, pipeline.vae))
+    return Subject(world.MOTIONS, partial(film, pipeline), outputs)
 
 
 def _sd3(model: dict[str, Any], device: str) -> Subject:
@@ -204,12 +201,8 @@ def _opensora12(model: dict[str, Any], device: str) -> Subject:
 
     pipeline = load(model, "RFLOW", device)
 
-    def reconstructions(count: int) -> tuple[Any, Any]:
-        held_out = held_out_clips(count)
-        return opensora12.reconstruct(pipeline.vae, [clip for clip, _ in held_out]), held_out
-
-    generate = partial(opensora12.film, pipeline)
-    return Subject(world.MOTIONS, generate, reconstructions, generate)
+    outputs, generate = partial(opensora12.reconstruct, pipeline.vae), partial(opensora12.film, pipeline)
+    return Subject(world.MOTIONS, generate, partial(reconstructions, outputs), generate)
 
 
 def _from_images(animate: Callable[..., Iterable[np.ndarray]], count: int, seed: int) -> dict[str, float]:

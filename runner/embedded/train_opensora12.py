@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -49,22 +49,27 @@ def train_vae(folder: Path, device: torch.device, plan: VAEPlan, minutes: float 
     vae = build_vae()
     vae.to(device)  # type: ignore[arg-type]  # diffusers wraps `to` without its types
     optimizer, held_out = autoencoder_optimizer(vae, plan.rate), [clip for clip, _ in held_out_clips(8)]
-    latents: list[Tensor] = []  # of frames, once the 2D half is trained
+
+    @cache  # once the 2D half is trained
+    def normalized() -> tuple[Tensor, Tensor]:
+        """What `frame_latents` gives, by channel at deviation 1, and their deviations."""
+        latents = frame_latents(vae, plan.seed)
+        deviation = latents.std((0, 2, 3, 4)).view(1, -1, 1, 1, 1)
+        return latents / deviation, deviation
 
     def step(iteration: int) -> dict[str, float]:
         rng, noise = random_of(plan.seed, iteration)
-        (phase, within), (frames, clips) = plan.phase(iteration), plan.batch(iteration)
-        rate = learning_rate(plan.rate, within, plan.phases[phase][2])
+        phase, within = plan.phase(iteration)
+        frames, clips, iterations = plan.phases[phase]
+        rate = learning_rate(plan.rate, within, iterations)
         if frames == 1:
             stills = to_video([sample_window(rng, 1) for _ in range(clips)], device)[:, :, 0]
             encode, decode = vae.spatial.encode, lambda z: vae.spatial.decode(z).sample
             return {"loss": autoencode(encode, decode, optimizer, stills, noise, rate, plan.kl)}
-        if not latents:
-            latents.append(frame_latents(vae, plan.seed))
-        deviation = latents[0].std((0, 2, 3, 4)).view(1, -1, 1, 1, 1)
+        latents, deviation = normalized()
         if iteration % 4 == 0:  # the image of a reference is a clip of one frame
             frames = 1
-        chosen = latents[0][rng.integers(len(latents[0]), size=clips), :, :frames] / deviation
+        chosen = latents[rng.integers(len(latents), size=clips), :, :frames]
         encode = lambda z: SimpleNamespace(latent_dist=vae.temporal_vae.encode(z * deviation))  # noqa: E731
         decode = lambda z: vae.temporal_vae.decode(z, frames) / deviation  # noqa: E731
         loss = autoencode(encode, decode, optimizer, chosen, noise, rate, plan.kl)

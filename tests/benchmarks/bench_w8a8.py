@@ -23,7 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=SHIPPED, default="osp12")
     parser.add_argument("--clips", type=int, default=300)
-    parser.add_argument("--steps", type=int, default=30, help="default 30")
+    parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     options = parser.parse_args()
 
@@ -33,14 +33,8 @@ def main() -> int:
     motions = world.PLACES if options.model == "sd3" else world.MOTIONS
     prompts.write_text("\n".join(spread("all", options.clips, 0, motions)))
     arguments = [f"prompts.text={prompts}", "model.batch_size=10", f"sampler.num_sampling_steps={options.steps}"]
-    command = [
-        sys.executable,
-        "-m",
-        "runner",
-        f"+recipe={options.model}_w8a8",
-        f"name={name}",
-        f"output={options.output}",
-    ]
+    recipe = f"+recipe={options.model}_w8a8"
+    command = [sys.executable, "-m", "runner", recipe, f"name={name}", f"output={options.output}"]
     subprocess.run([*command, *arguments], check=True)
 
     run = max((options.output / name).iterdir(), key=lambda folder: folder.stat().st_mtime_ns)

@@ -10,9 +10,17 @@ import yaml
 from safetensors import safe_open
 
 from runner.embedded import world
-from runner.embedded.evaluate import WEIGHTS, decode, film, right, spread, vae_figures
+from runner.embedded.evaluate import (
+    WEIGHTS,
+    decode,
+    film,
+    reconstruction_figures,
+    reconstructions,
+    right,
+    spread,
+)
 from runner.embedded.judge import NONE, judge
-from runner.embedded.train_vae import DEVIATION
+from runner.embedded.train_vae import DEVIATION, reconstruct
 
 pytestmark = pytest.mark.skipif(not (WEIGHTS / "config.json").is_file(), reason="no weights are shipped yet")
 
@@ -44,7 +52,7 @@ def test_its_prompts_are_captions_that_the_judge_can_hold_clips_against() -> Non
 
 
 def test_the_autoencoder_keeps_held_out_clips(pipeline) -> None:
-    figures = vae_figures(pipeline.vae, 36)
+    figures = reconstruction_figures(*reconstructions(partial(reconstruct, pipeline.vae), 36))
     assert figures["psnr_db_median"] >= 30
     assert figures["judge_right"] >= 0.97
 
