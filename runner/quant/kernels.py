@@ -2,10 +2,10 @@
 
 Every kernel is a function bind(weight, quant_bias, deq_scale) -> matmul, and
 
-    matmul(xq int8 [M, K], dtype) = ((xq @ weight^T + quant_bias) * deq_scale) in dtype [M, N]
+    matmul(xq int8 [..., K], dtype) = ((xq @ weight^T + quant_bias) * deq_scale) in dtype [..., N]
 
 with exact integers and float32 rounding only: at most two roundings of 2^-24, each relative to the larger of the two
-terms. weight int8 [N, K], quant_bias int32 [N], deq_scale float32 [N]. `matmul` may write into xq.
+terms. weight int8 [N, K], quant_bias int32 [N], deq_scale float32 [N].
 """
 
 from __future__ import annotations
@@ -23,29 +23,48 @@ Kernel = Callable[[Tensor, Tensor, Tensor], Matmul]
 # Elements quantized at a time: the float32 intermediate then stays in the cache. Whole, it costs six times as much for
 # [4096, 2304] (page faults).
 CHUNK = 2**18
+# float32 from 2^23 to 2^24 has steps of 1, so adding this rounds to an integer, ties to even, that the low bits hold.
+ROUNDER = 1.5 * 2**23
 
 
-def quantize_input(x: Tensor, scale: Tensor, offset: int) -> Tensor:
-    """clamp(round_half_even(x / scale) + offset, -128, 127) as int8, contiguous, of x's shape. scale float32 [1].
+def input_quantizer(scale: Tensor, offset: int, dtype: torch.dtype = torch.int8) -> Callable[[Tensor], Tensor]:
+    """x of any shape -> q = clamp(round_half_even(x / scale) + offset, -128, 127) as int8, or q + 128 as uint8.
 
-    Exactly the division and the two roundings of the formula. torch.quantize_per_tensor is deprecated, multiplies by a
-    reciprocal and adds the offset before it rounds, which moves some values by a level. float -> int8 is vectorized,
-    float -> uint8 is not.
+    Contiguous; scale float32 [1]. Exactly the division and the two roundings of the formula.
+    torch.quantize_per_tensor is deprecated, multiplies by a reciprocal and adds the offset before it rounds, which
+    moves some values by a level.
     """
-    if x.numel() <= CHUNK or x.device.type != "cpu":
-        q = torch.div(x, scale).round_().add_(offset).clamp_(-128, 127)
-        return q.to(torch.int8, memory_format=torch.contiguous_format)
-    out = torch.empty(x.shape, dtype=torch.int8)
-    for source, target in zip(x.reshape(-1).split(CHUNK), out.view(-1).split(CHUNK), strict=True):
-        target.copy_(torch.div(source, scale).round_().add_(offset).clamp_(-128, 127))
-    return out
+    low = torch.iinfo(dtype).min
+    shift = offset + low + 128
+    smallest, largest = low - shift, low + 255 - shift
+    odd = shift % 2  # an odd number in the sum would turn ties to odd
+    rounder, on_cpu = ROUNDER + shift - odd, scale.device.type == "cpu"
+
+    def levels(x: Tensor) -> Tensor:
+        return torch.div(x, scale).clamp_(smallest, largest).add_(rounder).view(torch.int32)
+
+    def quantize(x: Tensor) -> Tensor:
+        x = x.contiguous()
+        if not on_cpu or x.dtype == torch.float64:
+            return torch.div(x, scale).round_().add_(shift).clamp_(low, low + 255).to(dtype)
+        # A small input costs what its passes cost: one sum rounds, shifts, and leaves the level in the lowest byte.
+        if x.numel() <= CHUNK:
+            out = levels(x).to(dtype)
+        else:
+            out = torch.empty(x.shape, dtype=dtype)
+            for source, target in zip(x.view(-1).split(CHUNK), out.view(-1).split(CHUNK), strict=True):
+                target.copy_(levels(source))
+        return out.add_(1) if odd else out
+
+    return quantize
 
 
 def onednn(weight: Tensor, quant_bias: Tensor, deq_scale: Tensor) -> Matmul:
     """oneDNN's quantized linear on a CPU: int8 instructions, bias and scales fused.
 
     Its fast path wants unsigned inputs (signed ones fall to a reference kernel some 3000 times slower): q + 128, with a
-    zero point of 128 that oneDNN takes out of the integer sum. Operators as registered since torch 2.2.
+    zero point of 128 that oneDNN takes out of the integer sum. So `matmul` takes inputs that are uint8 already, too.
+    Operators as registered since torch 2.2.
     """
     op = torch.ops.onednn.qlinear_pointwise.default
     packed = torch.ops.onednn.qlinear_prepack(weight, None)
@@ -53,7 +72,7 @@ def onednn(weight: Tensor, quant_bias: Tensor, deq_scale: Tensor) -> Matmul:
     zero_points = torch.zeros_like(quant_bias)
 
     def matmul(xq: Tensor, dtype: torch.dtype) -> Tensor:
-        x = xq.view(torch.uint8).bitwise_xor_(128)
+        x = xq if xq.dtype == torch.uint8 else xq.view(torch.uint8) ^ 128
         native = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
         y = op(x, 1.0, 128, packed, deq_scale, zero_points, bias, 1.0, 0, native, "none", [], "")
         return y if dtype == native else y.to(dtype)
@@ -71,10 +90,12 @@ def int_mm(weight: Tensor, quant_bias: Tensor, deq_scale: Tensor) -> Matmul:
     transposed = F.pad(weight, (0, -k % 8, 0, -n % 8)).t()
 
     def matmul(xq: Tensor, dtype: torch.dtype) -> Tensor:
-        m = xq.shape[0]
+        x = xq.reshape(-1, k)
+        m = x.shape[0]
         if k % 8 or m < rows:
-            xq = F.pad(xq, (0, -k % 8, 0, max(0, rows - m)))
-        return _epilogue(torch._int_mm(xq, transposed)[:m, :n], quant_bias, deq_scale, dtype)
+            x = F.pad(x, (0, -k % 8, 0, max(0, rows - m)))
+        y = _epilogue(torch._int_mm(x, transposed)[:m, :n], quant_bias, deq_scale, dtype)
+        return y.reshape(*xq.shape[:-1], n)
 
     return matmul
 
@@ -89,7 +110,7 @@ def float_slices(weight: Tensor, quant_bias: Tensor, deq_scale: Tensor) -> Matmu
 
     def matmul(xq: Tensor, dtype: torch.dtype) -> Tensor:
         parts = [
-            F.linear(x.float(), w.float()).to(torch.int32) for x, w in zip(xq.split(1024, dim=1), slices, strict=True)
+            F.linear(x.float(), w.float()).to(torch.int32) for x, w in zip(xq.split(1024, dim=-1), slices, strict=True)
         ]
         return _epilogue(functools.reduce(Tensor.add_, parts), quant_bias, deq_scale, dtype)
 
@@ -131,6 +152,11 @@ def exact(name: str, device_type: str) -> bool:
     return torch.equal(got.cpu(), expected * 0.25)
 
 
-def bind(weight: Tensor, quant_bias: Tensor, deq_scale: Tensor) -> Matmul:
-    """The best kernel of the weight's device, with its operands laid out for it."""
-    return KERNELS[choose(weight.device.type)](weight, quant_bias, deq_scale)
+def bind(
+    weight: Tensor, quant_bias: Tensor, deq_scale: Tensor, input_scale: Tensor, offset: int
+) -> Callable[[Tensor], Tensor]:
+    """The whole layer, float [..., K] -> [..., N], by the best kernel of the weight's device, laid out for it."""
+    name = choose(weight.device.type)
+    quantize = input_quantizer(input_scale, offset, torch.uint8 if name == "onednn" else torch.int8)
+    matmul = KERNELS[name](weight, quant_bias, deq_scale)
+    return lambda x: matmul(quantize(x), x.dtype)

@@ -58,8 +58,8 @@ class W8A8Linear(nn.Module):
 
     def prepare(self) -> Callable[[Tensor], Tensor]:
         """Lay the weights out for this device's kernel; the first forward does it by itself."""
-        matmul = kernels.bind(self.weight, self.quant_bias, self.dequantization_scale())
         scale, offset = self.input_scale.float(), int(self.input_offset)
+        linear = kernels.bind(self.weight, self.quant_bias, self.dequantization_scale(), scale, offset)
         n, k = self.out_features, self.in_features
 
         def compute(x: Tensor) -> Tensor:
@@ -67,8 +67,7 @@ class W8A8Linear(nn.Module):
                 raise ValueError(f"a linear of {k} inputs got {list(x.shape)}")
             if x.numel() == 0:
                 return x.new_empty(*x.shape[:-1], n)
-            y = matmul(kernels.quantize_input(x.reshape(-1, k), scale, offset), x.dtype)
-            return y.reshape(*x.shape[:-1], n)
+            return linear(x)
 
         self._compute = compute
         return compute

@@ -38,7 +38,9 @@ def test_integers_are_exact_at_any_size(name: str, m: int, k: int, n: int, seed:
     """With power-of-two scales no rounding hides anything: every kernel gives the very same integers."""
     xq, weight, quant_bias, _ = operands(m, k, n, seed)
     scale = torch.full((n,), 2.0**-12)
-    got = kernels.KERNELS[name](weight, quant_bias, scale)(xq.clone(), torch.float32)
+    matmul = kernels.KERNELS[name](weight, quant_bias, scale)
+    got = matmul(xq, torch.float32)
+    assert torch.equal(matmul(xq[None, :, None], torch.float32), got[None, :, None])
     want = expected(xq, weight, quant_bias)
     assert np.array_equal(got.numpy(), (want * 2.0**-12).astype(np.float32))  # all below 2^24: exact in float32
 
@@ -47,7 +49,7 @@ def test_integers_are_exact_at_any_size(name: str, m: int, k: int, n: int, seed:
 @pytest.mark.parametrize("shape", [(160, 144, 144), (33, 2304, 96), (7, 4609, 8)])
 def test_float32_rounds_at_most_twice(name: str, shape: tuple[int, int, int]) -> None:
     xq, weight, quant_bias, deq_scale = operands(*shape)
-    got = kernels.KERNELS[name](weight, quant_bias, deq_scale)(xq.clone(), torch.float32).double().numpy()
+    got = kernels.KERNELS[name](weight, quant_bias, deq_scale)(xq, torch.float32).double().numpy()
     exact = expected(xq, weight, quant_bias) * deq_scale.double().numpy()
     product = (expected(xq, weight, quant_bias) - quant_bias.numpy()) * deq_scale.double().numpy()
     size = np.abs(product) + np.abs(quant_bias.numpy() * deq_scale.double().numpy())
@@ -59,7 +61,7 @@ def test_float32_rounds_at_most_twice(name: str, shape: tuple[int, int, int]) ->
 def test_output_dtype(name: str, dtype: torch.dtype) -> None:
     xq, weight, quant_bias, deq_scale = operands(9, 64, 24)
     bound = kernels.KERNELS[name](weight, quant_bias, deq_scale)
-    got, full = bound(xq.clone(), dtype), bound(xq.clone(), torch.float32)
+    got, full = bound(xq, dtype), bound(xq, torch.float32)
     assert got.dtype == dtype
     torch.testing.assert_close(got, full.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=0)
 
@@ -87,18 +89,22 @@ def test_a_kernel_that_saturates_is_not_chosen(monkeypatch: pytest.MonkeyPatch) 
         kernels.choose.cache_clear()
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("target", [torch.int8, torch.uint8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 @pytest.mark.parametrize("rows", [3, 1 + kernels.CHUNK // 64])
-def test_inputs_are_quantized_by_the_formula(dtype: torch.dtype, rows: int) -> None:
+def test_inputs_are_quantized_by_the_formula(target: torch.dtype, dtype: torch.dtype, rows: int) -> None:
     """Division, then half-to-even, then the offset; ties, clipping and strides included."""
     generator = torch.Generator().manual_seed(1)
     x = (torch.randn(rows, 64, generator=generator) * 2).to(dtype)
-    x[0, :8] = torch.tensor([0.5, 1.5, -0.5, -2.5, 1000.0, -1000.0, 0.0, 2.5]) * 0.03125
-    for scale, offset in [(0.03125, 3), (0.0331, -128), (0.017, 127), (0.02, 0)]:
-        s = np.float32(scale)
-        want = np.rint(x.float().numpy() / s) + offset
-        want = np.clip(want, -128, 127).astype(np.int8)
+    ties = torch.arange(-300, 301) + 0.5
+    x.view(-1)[:187] = (ties[::3][:187] * 0.03125).to(dtype)
+    x[-1, :8] = torch.tensor([0.5, 1.5, -0.5, -2.5, 1e4, -1e4, 0.0, 2.5]) * 0.03125
+    x[-1, -2:] = torch.tensor([torch.inf, -torch.inf])
+    for scale, offset in [(0.03125, 3), (0.03125, -2), (0.0331, -128), (0.017, 127), (0.02, 0)]:
+        s = torch.tensor([scale])
+        want = np.rint((x if dtype == torch.float64 else x.float()).numpy() / s.numpy()) + offset
+        want = np.clip(want, -128, 127).astype(np.int16) + (128 if target == torch.uint8 else 0)
         for view in (x, x.repeat_interleave(2, dim=1)[:, ::2], x.t().contiguous().t()):
-            got = kernels.quantize_input(view, torch.tensor([scale]), offset)
-            assert got.dtype == torch.int8 and got.is_contiguous()
+            got = kernels.input_quantizer(s, offset, target)(view)
+            assert got.dtype == target and got.is_contiguous()
             assert np.array_equal(got.numpy(), want)
