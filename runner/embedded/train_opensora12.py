@@ -34,7 +34,7 @@ from runner.model.opensora12.vae import OpenSora12VAE
 # Stills for the 2D half, then latents of frames for the 3D half. Trained together on whole clips they were at 21 dB
 # after twice the time: each shifts what the other has just learned.
 VAE_PLAN = VAEPlan(phases=((1, 8, 1000), (world.FRAMES, 4, 1000)))
-PLAN = TransformerPlan(iterations=6000, batch=32, rate=1.2e-3, clips=16)
+PLAN = TransformerPlan(iterations=7000, batch=32, rate=1.2e-3, clips=16)
 LONG = 2 * world.FRAMES  # frames of every third batch
 # At so few pixels the release's schedule is through with its noisy end after a tenth of its steps, which is where
 # latents of deviation 1 settle what a clip shows. Smaller ones put that off (Chen 2023, arXiv 2301.10972).

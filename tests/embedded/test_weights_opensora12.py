@@ -64,5 +64,6 @@ def test_a_first_frame_is_kept(pipeline) -> None:
     images = [np.array(Image.open(WEIGHTS / f"first-{number:03d}.png")) for number in range(len(opensora12.FIRST))]
     first = [to_video([image[None]])[0, :, 0] for image in images]
     generators = [torch.Generator().manual_seed(number) for number in range(len(first))]
-    clips = opensora12.film(pipeline, opensora12.FIRST, 20, 2.0, generators, first=first)
+    asked = {"steps": 20, "guidance": 2.0, "generators": generators}
+    clips = opensora12.film(pipeline, opensora12.FIRST, first=first, **asked)
     assert min(decibels(clip[0], image) for clip, image in zip(clips, images, strict=True)) >= 28
