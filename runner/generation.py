@@ -99,8 +99,10 @@ def generate(
         "frame_rate": model.get("fps"),
         **model.get("call", {}),
     }
-    arguments = {name: value for name, value in arguments.items() if value is not None}
     known, ours = inspect.signature(pipeline.__call__).parameters, is_ours(pipeline)
+    # To a pipeline of ours null means what its documentation says, to a foreign one the pipeline's own default.
+    nulls = model.keys() if ours else ()
+    arguments = {name: value for name, value in arguments.items() if value is not None or name in nulls}
     if config["parallel"]["cfg"] and not ours:
         raise ValueError(
             f"{type(pipeline).__name__} cannot run its branches of guidance apart: parallel.cfg needs that"

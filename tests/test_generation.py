@@ -70,3 +70,14 @@ def test_a_clip_that_overflowed_is_refused_before_anything_is_made_of_it(tmp_pat
     with pytest.raises(FloatingPointError, match="model.dtype"):
         save_part(generation, 1, tmp_path, None, 1.0)
     assert not (tmp_path / "latents.safetensors").exists()
+
+
+@pytest.mark.parametrize("aes", [None, 6.5])
+def test_a_null_says_no_score_rather_than_the_pipeline_s_default(config, tiny_opensora12, aes):
+    size = {"num_frames": 9, "height": 32, "width": 48, "fps": 8, "aes": aes, "max_sequence_length": 12}
+    model = {"name": "opensora12", "checkpoint": str(tiny_opensora12), "dtype": "fp32", **size}
+    pipeline = load_pipeline(model, "RFLOW", "cpu")
+    changed = {**config, "model": model, "sampler": {**config["sampler"], "num_sampling_steps": 2}}
+    got = generate(pipeline, changed, ["a red boat"], [5], open_device("cpu"), decode=False).latents
+    asked = {**size, "num_inference_steps": 2, "guidance_scale": 4.0, "generator": torch.Generator().manual_seed(5)}
+    assert torch.equal(got, pipeline("a red boat", **asked, output_type="latent").frames)

@@ -2,6 +2,8 @@
 
     python tests/benchmarks/bench_cache.py                    all of it
     python tests/benchmarks/bench_cache.py ranking answers    parts by name: off, ranking, answers, counts
+    python tests/benchmarks/bench_cache.py answers model=opensora12 seed=7
+                                                              another model, another recording: what the runner takes
     python tests/benchmarks/bench_cache.py --short            the same in small: that it runs; its figures mean little
     MSMODELSLIM_PYTHON=... python tests/benchmarks/bench_cache.py answers
                                                               also msModelSlim's own search, of the package that this
@@ -38,6 +40,7 @@ from runner.cache.predict import Prediction
 from runner.cache.reuse import Reuse
 from runner.cache.speed import Times
 from runner.cache.trial import Case, Replay, Trials
+from runner.embedded import world
 from runner.embedded.evaluate import spread
 from runner.generation import generate
 from runner.hardware import open_device
@@ -106,7 +109,8 @@ class Lab:
     def held_out(self) -> Clips:
         """Prompts that the recording has not, generated without reuse, all in one batch."""
         used = {prompt["prompt"] for prompt in self.recording.prompts}
-        prompts = [each for each in spread("all", self.scale.held_out + len(used), seed=7) if each not in used]
+        motions = world.PLACES if self.config["model"]["name"] == "sd3" else world.MOTIONS
+        prompts = [each for each in spread("all", self.scale.held_out + len(used), 7, motions) if each not in used]
         prompts = prompts[: self.scale.held_out]
         clips = Clips(prompts, [HELD_OUT_SEED + place for place in range(len(prompts))], torch.empty(0), {})
         return self.made(clips, Policy((None,) * self.steps), 0)
@@ -409,22 +413,21 @@ PARTS = {"off": off, "ranking": ranking, "answers": answers, "counts": counts}
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help=f"of {', '.join(PARTS)}; all by default")
+    wanted = f"of {', '.join(PARTS)}, all by default; KEY=VALUE: as the runner takes it"
+    parser.add_argument("parts", nargs="*", metavar="PART", help=wanted)
     parser.add_argument("--short", action="store_true")
     parser.add_argument("--output", type=Path, help="keeps the recording there, for another time")
-    parser.add_argument("--checkpoint", help="in place of the shipped weights; prompts stay the little world's")
     parser.add_argument("--prompts", type=int, help="held-out prompts")
     options = parser.parse_args()
-    if unknown := set(options.parts) - set(PARTS):
+    arguments, parts = ([each for each in options.parts if ("=" in each) == own] for own in (True, False))
+    if unknown := set(parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         scale = SHORT if options.short else FULL
-        if options.checkpoint:
-            scale = replace(scale, arguments=(*scale.arguments, f"model.checkpoint={options.checkpoint}"))
-        scale = replace(scale, held_out=options.prompts or scale.held_out)
+        scale = replace(scale, arguments=(*scale.arguments, *arguments), held_out=options.prompts or scale.held_out)
         lab = Lab(options.output or Path(temporary), scale)
-        passed = {name: PARTS[name](lab) for name in options.parts or PARTS}
+        passed = {name: PARTS[name](lab) for name in parts or PARTS}
     print(", ".join(f"{name}: {'passes' if good else 'FAILS'}" for name, good in passed.items()))
     return 0 if options.short or all(passed.values()) else 1
 
