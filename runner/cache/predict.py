@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from runner.cache.speed import Times
 from runner.movement import Movement, local_error
 
 Array = NDArray[np.float64]
+CAUTION = 0.8  # quantile of the steps' gains that none is taken to be below where a search may choose freely
 COMMON = 0.5  # with 1 two blocks that undo each other would cost nothing, with 0 those that act alike too little
 
 
@@ -89,10 +90,12 @@ def gains(probes: Sequence[Probe], steps: int) -> Array:
 @dataclass(frozen=True)
 class Prediction:
     """Damage and speed of any policy. costs [steps, lags, L+1, L+1]: what each reuse adds to the relative error of the
-    final latents that its period makes."""
+    final latents that its period makes. gains [steps], all alike by default: what of an error at each step is left in
+    them; costs have it."""
 
     costs: Array
     times: Times
+    gains: Array = field(default_factory=lambda: np.ones(1))
 
     @property
     def steps(self) -> int:
@@ -105,6 +108,13 @@ class Prediction:
     @property
     def blocks(self) -> int:
         return self.costs.shape[2] - 1
+
+    def cautious(self) -> Prediction:
+        """The same with no gain below CAUTION of them. Where little is left of an error, a larger one turns some clips
+        into others. The probes of a few clips do not show that, and a search that is free to choose has half a run
+        reuse everything."""
+        factors = np.maximum(1, np.quantile(self.gains, CAUTION) / self.gains)
+        return replace(self, costs=self.costs * factors[:, None, None, None], gains=self.gains * factors)
 
     def damage(self, policy: Policy) -> float:
         """The predicted error of the final latents; infinite where a reuse reaches back further than was recorded."""

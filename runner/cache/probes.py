@@ -118,13 +118,12 @@ def probe(
 @dataclass(frozen=True)
 class Predicted:
     """A prediction and what it was made of: local errors of the tokens [steps, lags, L+1, L+1], what of them is in the
-    prediction, probes, and the gain of each step [steps]."""
+    prediction, and probes."""
 
     prediction: Prediction
     local: Array
     transfers: Transfers
     probes: list[Probe]
-    gains: Array
 
 
 def predict(trials: Trials, cases: Sequence[Case], movements: Sequence[Movement], times: Times) -> Predicted:
@@ -134,5 +133,5 @@ def predict(trials: Trials, cases: Sequence[Case], movements: Sequence[Movement]
     probes, times = probe(trials, cases, movements, times, transfers)
     errors = local_errors(movements, transfers)
     found = gains(probes, len(errors))
-    prediction = Prediction(errors * found[:, None, None, None], times)
-    return Predicted(prediction, local_errors(movements), transfers, probes, found)
+    prediction = Prediction(errors * found[:, None, None, None], times, found)
+    return Predicted(prediction, local_errors(movements), transfers, probes)

@@ -76,7 +76,9 @@ def rectangles(prediction: Prediction) -> list[Candidate]:
 
 
 def adaptive(prediction: Prediction) -> list[Candidate]:
-    """For every speed-up the least damaging segments; those of a rectangle where bins hide that it is the better."""
+    """For every speed-up the least damaging segments, predicted with caution; those of a rectangle where bins hide that
+    it is the better."""
+    prediction = prediction.cautious()
     steps, blocks, times = prediction.steps, prediction.blocks, prediction.times
     found = [
         Candidate(c, policy := c.policy(steps, blocks), damage, times.speedup(policy))

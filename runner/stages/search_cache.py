@@ -74,7 +74,7 @@ def _on_recording(context: Context, recording: Recording, kept: Kept) -> tuple[C
         )
     facts = _facts(context, outcome, trials, steps, count) | {
         "probes": [asdict(probe) for probe in predicted.probes],
-        "gains": predicted.gains.tolist(),
+        "gains": predicted.prediction.gains.tolist(),
         "transfers": predicted.transfers.alone.tolist(),
         "together": predicted.transfers.together.tolist(),
         # Of each block by itself since the step before, by step: how much of its change moved.

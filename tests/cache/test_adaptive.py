@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -58,9 +59,21 @@ def test_the_damage_that_is_told_is_that_of_the_policy():
 
 
 def test_never_worse_than_a_rectangle():
-    p = prediction(20, 5, 4)
-    found = adaptive(p)
+    p = replace(prediction(20, 5, 4), gains=np.linspace(0.5, 2, 20))
+    found, p = adaptive(p), p.cautious()
     for each in pareto(rectangles(p)):
         assert min(c.damage for c in found if c.speedup >= each.speedup - 1e-12) <= each.damage + 1e-12
     at = [min(c.damage for c in pool if c.speedup >= 1.4) for pool in (found, rectangles(p))]
     assert at[0] < 0.8 * at[1]  # here, where every step and range has a damage of its own
+
+
+def test_no_step_is_taken_to_matter_much_less_than_the_others():
+    p = replace(prediction(5, 2, 2), gains=np.array([0.01, 0.1, 1.0, 3.0, 8.0]))
+    cautious = p.cautious()
+    assert cautious.gains == pytest.approx([4, 4, 4, 4, 8])  # a fifth of the steps have more than 4
+    finite = np.isfinite(p.costs)
+    expected = (p.costs * np.array([400, 40, 4, 4 / 3, 1])[:, None, None, None])[finite]
+    assert cautious.costs[finite] == pytest.approx(expected)
+    assert np.array_equal(prediction(5, 2, 2).cautious().costs, prediction(5, 2, 2).costs)
+    damages = {c.config: c.damage for c in adaptive(p)}
+    assert all(cautious.damage(config.policy(5, 2)) == pytest.approx(damage) for config, damage in damages.items())
