@@ -87,6 +87,7 @@ def test_clips_are_encoded_as_the_pipeline_encodes_references(tmp_path: Path, mo
     assert all(torch.equal(data[name], again[name]) for name in data)
 
 
+@pytest.mark.slow
 def test_scaling_changes_latents_and_not_what_is_reconstructed() -> None:
     torch.manual_seed(0)
     vae = opensora12.build_vae().eval()
