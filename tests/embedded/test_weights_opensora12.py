@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from runner.embedded import opensora12, world
-from runner.embedded.evaluate import SHIPPED, reconstruction_figures, right, spread
+from runner.embedded.evaluate import SHIPPED, reconstruction_figures, reconstructions, right, spread
 from runner.embedded.train_opensora12 import DEVIATION
 from runner.embedded.train_vae import decibels, held_out_clips, to_video
 
@@ -41,8 +41,7 @@ def test_what_it_wants_is_what_the_script_writes() -> None:
 
 
 def test_the_autoencoder_keeps_held_out_clips(pipeline) -> None:
-    held_out = held_out_clips(24)
-    figures = reconstruction_figures(opensora12.reconstruct(pipeline.vae, [clip for clip, _ in held_out]), held_out)
+    figures = reconstruction_figures(*reconstructions(partial(opensora12.reconstruct, pipeline.vae), 24))
     assert figures["psnr_db_median"] >= 30
     assert figures["judge_right"] >= 0.95
 
