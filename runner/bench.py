@@ -33,7 +33,8 @@ class Bench:
     def clear(self) -> None:
         """Drop all that is loaded."""
         self._pipeline: Any = None
-        self._loaded: tuple[str, ...] = ()
+        self._offload: Any = None
+        self._loaded: tuple[Any, ...] = ()
         self._is_float = False
         gc.collect()  # modules refer to each other in circles
 
@@ -64,23 +65,29 @@ class Bench:
     def _with(self, config: Mapping[str, Any], load: Callable[[], Any]) -> None:
         """Have the pipeline of this configuration hold the transformer that `load` reads."""
         from runner.model import load_pipeline
+        from runner.offload import Offload
 
-        open_device(config["hardware"]["device"])  # a vendor's package makes torch know its device
+        # A vendor's package makes torch know its device.
+        hardware, offload = open_device(config["hardware"]["device"]), config["hardware"]["offload"]
         if self._knows(config):
             self._pipeline.register_modules(transformer=None)  # free the old one before the new one is read
             gc.collect()
             self._pipeline.register_modules(transformer=load())
         else:
             self.clear()
-            section, (_, method, device) = config["model"], _identity(config)
-            self._pipeline = load_pipeline(section, method, device, load())
+            section, method = config["model"], config["sampler"]["sample_method"]
+            home = "cpu" if offload else hardware.DEVICE
+            self._pipeline = load_pipeline(section, method, home, load())
             self._loaded = _identity(config)
+            self._offload = Offload(self._pipeline, hardware) if offload else None
+        if self._offload is not None:
+            self._offload.watch()
 
 
-def _identity(config: Mapping[str, Any]) -> tuple[str, str, str]:
+def _identity(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a pipeline is loaded by."""
-    section = json.dumps(config["model"], sort_keys=True)
-    return section, config["sampler"]["sample_method"], config["hardware"]["device"]
+    section, hardware = json.dumps(config["model"], sort_keys=True), config["hardware"]
+    return section, config["sampler"]["sample_method"], hardware["device"], hardware["offload"]
 
 
 def quantized_transformer(config: Mapping[str, Any], export: Path) -> Any:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from runner.hardware import Hardware
+from runner.offload import seconds_moving
 from runner.steps import Steps
 
 
@@ -17,19 +18,21 @@ class Phases:
 
     `steps` are seconds of each denoising step, from the first call of the transformer to the end of the solver's step,
     so that neither text nor what lies between the loops of one video is in them; `text`, `encode` and `decode` are
-    seconds in all text encoders and in both directions of the autoencoder. To be entered after `steps`.
+    seconds in all text encoders and in both directions of the autoencoder, `offload` in moving parts to the device and
+    back, which is in none of the others. To be entered after `steps`.
     """
 
     def __init__(self, pipeline: Any, steps: Steps, hardware: Hardware) -> None:
         self.hardware, self._position = hardware, steps
         self.steps: list[float] = []
-        self.seconds = {"text": 0.0, "encode": 0.0, "decode": 0.0}
+        self.seconds = {"text": 0.0, "encode": 0.0, "decode": 0.0, "offload": 0.0}
         self._pipeline = pipeline
         self._step_began: float | None = None
         steps.after.append(self._end_of_step)
 
     def __enter__(self) -> Phases:
         parts = {name: part for name, part in self._pipeline.components.items() if isinstance(part, nn.Module)}
+        self._moved_before = seconds_moving(self._pipeline)
         self._hooks = [parts["transformer"].register_forward_pre_hook(self._begin_step)]
         for name in (name for name in parts if name.startswith("text_encoder")):
             self._hooks += [
@@ -41,14 +44,16 @@ class Phases:
         return self
 
     def __exit__(self, *_: Any) -> None:
+        self.seconds["offload"] = seconds_moving(self._pipeline) - self._moved_before
         for hook in self._hooks:
             hook.remove()
         for name in ("encode", "decode"):
             delattr(self._pipeline.vae, name)  # the class's own shows again
 
     def _now(self) -> float:
+        """Seconds on a clock that stands still while parts are moved."""
         self.hardware.synchronize()
-        return time.perf_counter()
+        return time.perf_counter() - seconds_moving(self._pipeline)
 
     def _begin(self) -> None:
         self._began = self._now()

@@ -112,7 +112,7 @@ class Trajectory:
 
     def _record(self, position: int, timestep: Any, latents: Tensor, prediction: Tensor) -> None:
         tensors = {
-            "timestep": torch.as_tensor(timestep).detach().double().cpu().reshape(()),
+            "timestep": torch.as_tensor(timestep).detach().cpu().double().reshape(()),
             "latents": latents.detach().cpu().contiguous(),
             "prediction": prediction.detach().cpu().contiguous(),
         }

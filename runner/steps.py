@@ -100,8 +100,8 @@ class Steps:
             if timestep is None or position >= len(expected):
                 raise RuntimeError(f"step {position}: the transformer ran outside a schedule of {len(expected)} steps")
         if self._seen:
-            got = torch.stack([torch.as_tensor(t).flatten()[0].double().cpu() for _, t in self._seen])
-            want = torch.stack([expected[p].double().cpu() for p, _ in self._seen])
+            got = torch.stack([torch.as_tensor(t).flatten()[0].cpu().double() for _, t in self._seen])
+            want = torch.stack([expected[p].cpu().double() for p, _ in self._seen])
             # Some models take the share of the schedule, or what is left of it. bfloat16 holds a timestep to 2^-8.
             span = getattr(self.scheduler.config, "num_train_timesteps", TRAINED_STEPS)
             forms = (want, want / span, 1 - want / span)

@@ -16,7 +16,7 @@ def config(tiny_checkpoint: Path) -> dict:
     return {
         "model": model,
         "sampler": {"sample_method": "EulerDiscrete"},
-        "hardware": {"device": "cpu"},
+        "hardware": {"device": "cpu", "offload": False},
         "quant": {"scheme": "w8a8"},
     }
 

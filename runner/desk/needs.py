@@ -77,11 +77,12 @@ class Needs:
         )
         batch = config["model"]["batch_size"]
         working = self.item * batch * max(self.shapes.forward * branches, self.shapes.decode)
-        held: float = sum(self._weights.values())
+        parts: dict[str, float] = dict(self._weights)
         if does == "quantize":
-            held += 2 * self._exported()  # made, then read again
+            parts["transformer"] += 2 * self._exported()  # made, then read again
         elif does == "sample" and config["quant"]["scheme"] != "none":
-            held += self._exported()  # beside the float one, to be timed in turn with it
+            parts["transformer"] += self._exported()  # beside the float one, to be timed in turn with it
+        held = max(parts.values()) if config["hardware"]["offload"] else sum(parts.values())
         if config["hardware"]["device"] == "cpu":
             return int(config["parallel"]["world_size"] * (held + working + PROCESS))
         return int(held + working)

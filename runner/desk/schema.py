@@ -167,7 +167,9 @@ class Parallel(Section):
 
 class Hardware(Section):
     device: Literal["cpu", "cuda", "npu", "gcu"] = Field(description="where the model runs")
-    offload: bool = Field(description="parts of the pipeline wait on the host while another one works on the device")
+    offload: bool = Field(
+        description="parts wait on the host while another works on the device: less of its memory, same results"
+    )
     env: dict[str, str] = Field(description="environment of the worker, set before torch starts")
 
 

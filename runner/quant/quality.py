@@ -43,13 +43,13 @@ def snr_by_layer(
     """
     linears = {name: cast(nn.Linear, float_model.get_submodule(name)) for name in quantized_layers}
     device = next(float_model.parameters()).device
-    energies: dict[str, list[Tensor]] = {name: [] for name in linears}  # of signal and noise, by call
+    norms: dict[str, list[Tensor]] = {name: [] for name in linears}  # of signal and noise, by call
     rows = dict.fromkeys(linears, 0)
 
     def compare(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
             noise = quantized_layers[name](args[0]).float() - output.float()
-            energies[name].append(torch.stack([_energy(output), _energy(noise)]))
+            norms[name].append(torch.stack([_norm(output), _norm(noise)]))
             rows[name] += output.numel() // output.shape[-1]
 
         return hook
@@ -61,11 +61,11 @@ def snr_by_layer(
     finally:
         for hook in hooks:
             hook.remove()
-    if unseen := [name for name, calls_of in energies.items() if not calls_of]:
+    if unseen := [name for name, calls_of in norms.items() if not calls_of]:
         raise ValueError(f"no recorded call reaches {', '.join(unseen[:8])}")
     result = []
     for name, layer in quantized_layers.items():
-        by_call = torch.stack(energies[name])
+        by_call = torch.stack(norms[name]).cpu().double().square()  # not every device has float64
         result.append(
             LayerQuality(
                 layer=name,
@@ -83,11 +83,11 @@ def snr_by_layer(
 def weight_snr(weight: Tensor, quantized: Tensor) -> float:
     """10 log10(sum W^2 / sum (Wq - W)^2), decibels; infinite where they are equal."""
     weight = weight.detach().float()
-    return _decibel(float(_energy(weight)), float(_energy(quantized.to(weight.device) - weight)))
+    return _decibel(float(_norm(weight)) ** 2, float(_norm(quantized.to(weight.device) - weight)) ** 2)
 
 
-def _energy(x: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(x, dtype=torch.float32).double().square()
+def _norm(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x, dtype=torch.float32)
 
 
 def _decibel(signal: float, noise: float) -> float:

@@ -151,6 +151,7 @@ def performance(config: dict[str, Any], measured: list[dict[str, Any]]) -> dict[
         "text_encoding_seconds": a_clip("text"),
         "reference_encoding_seconds": a_clip("encode"),
         "vae_decode_seconds": a_clip("decode"),
+        "offload_seconds": a_clip("offload"),
         "save_seconds": a_clip("save"),
         "step_seconds": {
             **{f"p{round(100 * q)}": value for q, value in zip(QUANTILES, quantiles, strict=True)},

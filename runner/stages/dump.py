@@ -21,6 +21,7 @@ from runner.cache import rules
 from runner.durable import finish, unfinished
 from runner.generation import Clock, forwards, frame_rate, generate, save_part
 from runner.movement import Boundaries
+from runner.offload import on_device
 from runner.parallel.cfg import content, mirrored
 from runner.quant.calib_data import replay, write_calib_data
 from runner.recording import Calls, Recording, Trajectory
@@ -91,7 +92,7 @@ def run(context: Context, draft: Path) -> None:
 
     entries = [asdict(part) for part in wanted]
     if config["dump"]["from"] is not None:
-        entries += replay(Path(config["dump"]["from"]), pipeline.transformer, draft)
+        entries += replay(Path(config["dump"]["from"]), on_device(pipeline.transformer), draft)
     (draft / "prompts.json").write_text(json.dumps(entries, indent=2))
     if config["dump"]["format"] != "safetensors":
         file = draft / "calib_data.pth"

@@ -18,6 +18,7 @@ import torch
 from runner.arguments import moved
 from runner.bench import Context
 from runner.model import skeleton
+from runner.offload import on_device
 from runner.progress import Ticker
 from runner.quant import export, scheme
 from runner.quant.linear import W8A8Linear
@@ -34,7 +35,7 @@ def run(context: Context, draft: Path) -> None:
     calibrated = json.loads((context.artifacts["calibrate"] / "ranges.json").read_text())
     ranges = {name: Range(**ends) for name, ends in calibrated["layers"].items()}
     method = scheme(config["quant"]["scheme"])
-    transformer = context.pipeline().transformer
+    transformer = on_device(context.pipeline().transformer)
     export.save(draft, *method.quantize(transformer, ranges, list(ranges)))
 
     fresh = method.apply(skeleton(config["model"]), *export.load(draft)).to(transformer.device)

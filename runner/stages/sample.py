@@ -28,6 +28,7 @@ from runner.media import contact_sheet
 from runner.metrics.compare import Clip, compare
 from runner.metrics.perceptual import ClipScore, Lpips
 from runner.model import blocks, load_transformer
+from runner.offload import on_device
 from runner.parallel.cfg import mirrored
 from runner.quant.ledger import count
 from runner.recording import Recording
@@ -55,14 +56,15 @@ def run(context: Context, draft: Path) -> None:
     if quantized:
         recording = Recording(context.artifacts["dump"])
         call = next(recording.calls(recording.parts("calibration")[0]))
-        call = moved(call, pipeline.transformer.device)
-        ledger = count(pipeline.transformer, call)
+        transformer = on_device(pipeline.transformer)
+        call = moved(call, transformer.device)
+        ledger = count(transformer, call)
         metrics["ledger"] = asdict(ledger) | {"int8_share": ledger.int8_share}
         if config["timing"]["repeats"]:
             float_transformer = load_transformer(config["model"], context.hardware.DEVICE)
             context.measurements |= race(
                 float_transformer,
-                pipeline.transformer,
+                transformer,
                 call,
                 context.hardware,
                 config["timing"]["warmup"],

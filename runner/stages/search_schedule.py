@@ -22,6 +22,7 @@ from runner.generation import generate, is_ours
 from runner.kept import Found, Kept
 from runner.media import read_clip
 from runner.metrics.video import relative_error
+from runner.offload import on_device
 from runner.recording import Recording
 from runner.sampler import ays, probes, schedules
 from runner.sampler.jumps import scale
@@ -140,12 +141,12 @@ def clean_latents(
     if config["sampler"]["videos_path"] is None:
         recording = Recording(context.artifacts["dump-schedule"])
         return config, recording.entries("trajectory"), list(map(recording.final, recording.parts("trajectory")))
-    model, clean = config["model"], []
+    model, vae, clean = config["model"], on_device(pipeline.vae), []
     for file in videos(Path(config["sampler"]["videos_path"])):
         frames = torch.from_numpy(read_clip(file, model["num_frames"], model["height"], model["width"]))
-        pixels = frames.permute(3, 0, 1, 2)[None].to(pipeline.vae.device, pipeline.vae.dtype) / 127.5 - 1
+        pixels = frames.permute(3, 0, 1, 2)[None].to(vae.device, vae.dtype) / 127.5 - 1
         with torch.inference_mode():
-            clean.append((pipeline.vae.encode(pixels).latent_dist.mode() * pipeline.vae.scaling_factor).cpu())
+            clean.append((vae.encode(pixels).latent_dist.mode() * vae.scaling_factor).cpu())
     unguided = {**config, "sampler": {**config["sampler"], "guidance_scale": 1.0}}
     return unguided, [{"prompt": "", "seed": config["seed"] + n} for n in range(len(clean))], clean
 

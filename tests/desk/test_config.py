@@ -160,9 +160,11 @@ def test_the_stacked_recipe_of_stable_diffusion_3(composed, tmp_path):
     assert config["sampler"]["search"] == "recording" and config["sampler"]["num_sampling_steps"] == 14
 
 
-def test_offload_is_refused_with_the_reason(checked):
+def test_offload_is_for_what_is_not_the_host(checked):
     said = refusal(checked, "hardware.offload=true")["hardware.offload"]
-    assert said.endswith("expected false: parts are not moved to and fro yet, which only a card could show to work")
+    assert said.endswith("expected false for hardware=cpu: all parts are on the host as it is")
+    elsewhere = refusal(checked, "hardware.offload=true", "hardware=cuda")
+    assert set(elsewhere) <= {"hardware.device"}  # where there is no card
 
 
 def test_blocks_that_a_model_does_not_have_are_refused_before_it_is_loaded(composed, checked, tiny_opensora12):

@@ -2,7 +2,7 @@
 
 torch_npu: signatures of torch_npu 2.13's npu/__init__.py, npu/memory.py, npu/utils.py, which a test compares with the
 wheel where there is one. torch_gcu has no public wheel: what Enflame's public ports call. Whatever is not written here
-raises AttributeError, and a keyword that is not, TypeError. Behind the names there is the CPU.
+raises AttributeError, and a keyword that is not, TypeError. What computes behind the names is hardware.card.
 """
 
 from __future__ import annotations
@@ -14,22 +14,8 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 calls: list[str] = []  # what was called, in order
-
-
-class OnCpu(TorchFunctionMode):
-    """What is put on the vendor's device stays on the CPU."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*map(_cpu, args), **{name: _cpu(value) for name, value in (kwargs or {}).items()})
-
-
-def _cpu(value: Any) -> Any:
-    if isinstance(value, torch.device) and value.type not in ("cpu", "meta"):
-        return torch.device("cpu")
-    return "cpu" if isinstance(value, str) and value.partition(":")[0] in ("npu", "gcu") else value
 
 
 def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:

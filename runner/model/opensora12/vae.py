@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Generator, Tensor, nn
 
@@ -68,6 +69,7 @@ class OpenSora12VAE(PretrainedModel):
         """The 2D half, an AutoencoderKL."""
         return self.spatial_vae["module"]
 
+    @apply_forward_hook
     def encode(
         self,
         video: Tensor,
@@ -101,6 +103,7 @@ class OpenSora12VAE(PretrainedModel):
             done += length
         return (torch.cat(chunks, dim=2) - self.shift) / self.scale
 
+    @apply_forward_hook
     def decode(self, z: Tensor, num_frames: int) -> Tensor:
         """Video [B, 3, num_frames, 8 h, 8 w] of latents: near [-1, 1], not clamped.
 

@@ -10,6 +10,7 @@ import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Generator, Tensor, nn
 
 from ..checkpoint import CheckpointError, PretrainedModel, read_ckpt
@@ -186,6 +187,7 @@ class OSP12VAE(PretrainedModel):
         self.tile_sample_min_size_t, self.tile_latent_min_size_t = 33, 16  # as released, though 33 frames are 9 latents
         self.tile_overlap_factor = 0.125
 
+    @apply_forward_hook
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
         """`.latent_dist` of video [B, 3, T, H, W]: .mean, .logvar in -30..20, .mode(), .sample(generator).
 
@@ -204,6 +206,7 @@ class OSP12VAE(PretrainedModel):
             moments = self._encode(x)
         return AutoencoderKLOutput(latent_dist=DiagonalGaussianDistribution(moments))
 
+    @apply_forward_hook
     def decode(self, z: Tensor) -> Tensor:
         """Video [B, 3, 4n+1, 8h, 8w] of unscaled latents [B, 4, n+1, h, w]: near [-1, 1], not clamped."""
         if self.use_tiling and exceeds(z, self.tile_latent_min_size_t, self.tile_latent_min_size):
