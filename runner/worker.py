@@ -24,6 +24,7 @@ from rich.console import Console
 from runner import lifeline
 from runner.bench import Bench, Context
 from runner.desk.store import Entry, Store
+from runner.desk.wording import plain, size
 from runner.hardware import open_device
 from runner.parallel import PeerLost
 from runner.status import FAILED, FINAL, INTERRUPTED, PEER_LOST, STDERR, read_status, write_status
@@ -57,6 +58,7 @@ def follow(context: Context) -> None:
         redo = planned.get("redo")
         with store.claim(does, key, str(run), lambda holder: wait(context, holder), redo) as entry:
             if entry is None:
+                warn(context, planned.get("memory"))
                 entry = make(context, store, does, key, again=redo is not None)
             else:
                 log.info("%s reused, key %s", stage, key)
@@ -65,6 +67,18 @@ def follow(context: Context) -> None:
         name_by_rank(context)
         store.link_measurements(does, key, run, stage)
         deliver(context)
+
+
+def warn(context: Context, memory: int | None) -> None:
+    """Say so where a stage probably takes more memory than its card has, which the desk does not know."""
+    hardware = context.config["hardware"]
+    if memory is None or hardware["device"] == "cpu":
+        return
+    there = int(context.hardware.describe().get("memory", 0))
+    if 0 < there < memory:
+        said = f"takes about {size(memory)}, and the {hardware['device']} has {size(there)}"
+        less = "" if hardware["offload"] else "; hardware.offload=true takes less"
+        context.console.print(f"{context.stage:<10} {plain(said)}{less}", highlight=False, soft_wrap=True)
 
 
 def make(context: Context, store: Store, does: str, key: str, again: bool) -> Entry:

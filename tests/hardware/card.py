@@ -113,8 +113,6 @@ class Card(TorchDispatchMode):
         if kwargs.get("device") is not None:
             here = torch.device(kwargs["device"]).type == self.device.type
             kwargs["device"] = "cpu" if here else kwargs["device"]
-            if ours and not here:  # a copy, on the way to the host
-                kwargs.pop("non_blocking", None)
         result = func(*tree_map(_held, args), **tree_map(_held, kwargs))
         if here and any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in tree_leaves(result)):
             raise TypeError(f"{func}: {self.device} has no float64")

@@ -7,12 +7,16 @@ import os
 import re
 import sys
 import zipfile
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hardware import vendors
+from rich.console import Console
 
+from runner import worker
 from runner.hardware import open_device
 
 DEVICES = ("npu", "gcu")
@@ -64,6 +68,27 @@ def test_processes_share_cards_where_they_can_be_chosen(monkeypatch):
     vendors.install("gcu", put=monkeypatch.setattr)
     with pytest.raises(RuntimeError, match="runs in one process"):
         open_device("gcu").choose(1)
+
+
+@pytest.mark.parametrize(
+    ("memory", "offload", "said"),
+    [
+        (
+            70 << 30,
+            False,
+            "sample     takes about 75.2 GB, and the npu has 68.7 GB; hardware.offload=true takes less\n",
+        ),
+        (70 << 30, True, "sample     takes about 75.2 GB, and the npu has 68.7 GB\n"),
+        (60 << 30, False, ""),
+        (None, False, ""),
+    ],
+)
+def test_more_memory_than_a_card_has_is_said(memory, offload, said, monkeypatch):
+    vendors.install("npu", put=monkeypatch.setattr)
+    config, out = {"hardware": {"device": "npu", "offload": offload}}, StringIO()
+    stage = SimpleNamespace(stage="sample", config=config, console=Console(file=out), hardware=open_device("npu"))
+    worker.warn(stage, memory)
+    assert out.getvalue() == said
 
 
 @pytest.mark.slow
