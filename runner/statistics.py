@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from runner.arguments import moved
+
 if TYPE_CHECKING:
     from runner.steps import Steps
 
@@ -173,9 +175,10 @@ class LinearStatistics:
         self._position = self.steps.position
 
     def seen(self) -> dict[str, dict[int, list[Tensor]]]:
-        """The rows gathered so far, by linear and step, for `merge`."""
+        """The rows gathered so far, by linear and step, on the host, for `merge`."""
         self._close_step()
-        return self._rows
+        rows: dict[str, dict[int, list[Tensor]]] = moved(self._rows, "cpu")
+        return rows
 
     def merge(self, rows: dict[str, dict[int, list[Tensor]]]) -> None:
         """Add what another process has `seen` of the same generation: the other branch of guidance."""

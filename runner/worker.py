@@ -180,7 +180,7 @@ def attempt(run: Path, bench: Bench, console: Console) -> bool:
         write_status(run, "interrupted", stage=context and context.stage)
         raise SystemExit(INTERRUPTED) from None
     except PeerLost as error:  # there is no going on, with this run or the next
-        log.error("%s", error)
+        log.error("%s: %s", error, error.__cause__)
         if read_status(run).get("state") != "failed":  # the other one's last words, written before it went
             lost = {} if error.hangs else {"lost": error.rank}  # the launcher ends one that hangs, which is no reason
             write_status(run, "failed", stage=context and context.stage, error=str(error), **lost)

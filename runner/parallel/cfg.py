@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from runner.arguments import moved
 from runner.parallel import PeerLost, mesh
 
 log = logging.getLogger(__name__)
@@ -103,7 +104,7 @@ def split(transformer: nn.Module) -> Iterator[None]:
 
     def ask(pair: int, call: dict[str, Any]) -> Tensor:
         position, device = pair if twin.steps is None else twin.steps.position, _device(call)
-        mesh.send(("call", position, {name: _to(value, "cpu") for name, value in call.items()}, device), SERVER)
+        mesh.send(("call", position, moved(call, "cpu"), device), SERVER)
         shapes = tuple((name, value.shape, value.dtype) for name, value in call.items() if isinstance(value, Tensor))
         if shapes not in twin.outputs:  # the form of an answer is learnt from the first
             answer: Tensor = _checked(mesh.receive(SERVER))
@@ -209,7 +210,7 @@ def serve() -> None:
                 steps.position, call, device = said
                 with torch.inference_mode():
                     assert model is not None
-                    answer = model(**{name: _to(value, device) for name, value in call.items()})[0].cpu()
+                    answer = model(**moved(call, device))[0].cpu()
             elif command == "leave" and hooks is not None:
                 hooks.__exit__(None, None, None)
                 answer = hooks.seen()
@@ -246,7 +247,3 @@ def _inner_hooks(transformer: nn.Module) -> int:
 
 def _device(call: Mapping[str, Any]) -> str:
     return next(value.device.type for value in call.values() if isinstance(value, Tensor))
-
-
-def _to(value: Any, device: str) -> Any:
-    return value.detach().to(device) if isinstance(value, Tensor) else value

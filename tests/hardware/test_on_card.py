@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from model.diffusers.tiny import PIPELINES, save, spelled
+from parallel.test_run import results, run
 
 from runner.media import save_clip
 
@@ -116,6 +117,29 @@ def test_videos_to_align_steps_on(tmp_path):
         "sample.compare=false",
     )  # fmt: skip
     assert brought(in_turn)[:3] == ["vae", "text_encoder", "transformer"]
+
+
+TORCH_NPU = """\
+import torch
+torch.utils.rename_privateuse1_backend("npu")
+from hardware import vendors
+from hardware.card import Card
+vendors.install("npu", count=2)
+Card("npu").__enter__()
+"""
+
+
+@pytest.mark.slow
+def test_two_cards_give_what_one_does(tiny_checkpoint, tmp_path, monkeypatch):
+    """Each process has a card of its own, and on the first the parts take turns."""
+    (tmp_path / "torch_npu.py").write_text(TORCH_NPU)
+    tests = Path(__file__).parents[1]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (tmp_path, tests, tests.parent))))
+    on_npu = ("hardware=npu", "hardware.env={}", *CACHED)
+    alone = run(tiny_checkpoint, tmp_path / "alone", *on_npu, "sampler.guidance_batch=separate")
+    two = run(tiny_checkpoint, tmp_path / "two", *on_npu, "hardware.offload=true", "parallel=cfg2")
+    assert "one branch of guidance is computed on rank 1" in (two / "run.log").read_text()
+    assert results(two) == results(alone)
 
 
 @pytest.mark.slow
