@@ -119,6 +119,15 @@ def test_videos_to_align_steps_on(tmp_path):
     assert brought(in_turn)[:3] == ["vae", "text_encoder", "transformer"]
 
 
+@pytest.mark.slow
+def test_calls_of_ones_own_are_replayed(tiny_checkpoint, tmp_path):
+    small = ("+recipe=osp12_w8a8", f"model.checkpoint={tiny_checkpoint}", "prompts.text=[a red boat]")
+    (recorded,) = on_card("npu", (tmp_path / "recorded", *small, "dump.format=pth", "until=dump"))
+    calls = Path(recorded["run"]) / "dump" / "calib_data.pth"
+    held, in_turn = both("npu", tmp_path / "replayed", *small, f"dump.from={calls}", "timing.repeats=0")
+    assert_alike(held, in_turn)
+
+
 TORCH_NPU = """\
 import torch
 torch.utils.rename_privateuse1_backend("npu")
