@@ -49,6 +49,8 @@ def test_the_shipped_weights_and_the_templates_of_the_page_travel(installed: Pat
     packages = {path.parent for path in (ROOT / "runner").rglob("*.py")} - {ROOT / "runner"}
     for package in packages:
         assert (installed / package.relative_to(ROOT)).is_dir(), package
+    for weights in (ROOT / "runner" / "embedded" / "weights").rglob("*.safetensors"):
+        assert (installed / weights.relative_to(ROOT)).stat().st_size == weights.stat().st_size
     for template in (ROOT / "runner" / "desk" / "report").glob("*.jinja"):
         assert (installed / template.relative_to(ROOT)).is_file()
 

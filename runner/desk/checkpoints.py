@@ -14,7 +14,7 @@ from runner.desk.recipes import PACKAGE
 from runner.model.object_file import read
 
 EMBEDDED = "embedded"
-EMBEDDED_FOLDER = PACKAGE / "embedded" / "weights"  # of osp12; others' have their name at the end
+EMBEDDED_FOLDER = PACKAGE / "embedded" / "weights"  # with a folder for each model
 PARTS = ("vae", "text_encoder", "vae2d", "vae3d")  # beside the transformer, of any architecture
 WEIGHT_FILES = (".json", ".safetensors", ".ckpt", ".pt", ".pth", ".bin", ".model", ".txt")
 
@@ -38,9 +38,8 @@ def locate(name: str, revision: str | None, architecture: str | None = None) -> 
 
     Of an architecture that must look into its checkpoint, a hub id is its folder in the hub's cache on this machine."""
     if name == EMBEDDED:
-        own = EMBEDDED_FOLDER.with_name(f"{EMBEDDED_FOLDER.name}_{architecture}")
         return Checkpoint(
-            str(EMBEDDED_FOLDER if architecture in (None, "osp12") else own),
+            str(EMBEDDED_FOLDER / (architecture or "osp12")),
             "embedded little world (trained weights that ship with the project)",
             embedded=True,
         )

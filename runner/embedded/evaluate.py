@@ -24,8 +24,7 @@ from runner.embedded.train_vae import decibels, held_out_clips, reconstruct, to_
 from runner.model.osp12.pipeline import OSP12Pipeline
 from runner.sampler import make_scheduler
 
-WEIGHTS = Path(__file__).parent / "weights"
-SHIPPED = {"osp12": WEIGHTS, **{name: WEIGHTS.with_name(f"weights_{name}") for name in ("sd3", "opensora12")}}
+SHIPPED = {name: Path(__file__).parent / "weights" / name for name in ("osp12", "sd3", "opensora12")}
 STEPS = {"osp12": 100, "sd3": 28, "opensora12": 30}
 
 
@@ -140,12 +139,13 @@ def main() -> None:
     steps, folder = options.steps or STEPS[options.model], options.checkpoint or SHIPPED[options.model]
     model = {"checkpoint": str(folder), "dtype": options.dtype}
     sampler = {"steps": steps, "guidance": options.guidance}
+    motions = world.motions_of(options.model)
     subject = {"osp12": _osp12, "sd3": _sd3, "opensora12": _opensora12}[options.model](model, options.device)
     figures: dict[str, Any] = {**sampler, "dtype": options.dtype}
     figures["vae"] = reconstruction_figures(*subject.reconstructions(min(options.clips, 100)))
     for index, split in enumerate(("seen", "unseen")):
         start = time.monotonic()
-        captions = spread(split, options.clips // 2, options.seed, subject.motions)
+        captions = spread(split, options.clips // 2, options.seed, motions)
         seed = options.seed + index * 10**6
         found = right(partial(subject.generate, **sampler), captions, seed)
         shape, color, rest = found.mean(0).tolist()
@@ -153,7 +153,7 @@ def main() -> None:
             "clips": len(found),
             "all_right": float(found.all(1).mean()),
             "score": float(found.mean()),
-            **{"shape": shape, "color": color, "place" if subject.motions is world.PLACES else "motion": rest},
+            **{"shape": shape, "color": color, "place" if motions is world.PLACES else "motion": rest},
             "seconds": time.monotonic() - start,
         }
     if subject.animate:
@@ -166,7 +166,6 @@ class Subject:
     """A pipeline as it is measured. `generate` and `animate` (from first frames) are as `right` wants them;
     `reconstructions` gives so many outputs of the autoencoder and what they are of, with captions."""
 
-    motions: tuple[str, ...]
     generate: Callable[..., Iterable[np.ndarray]]
     reconstructions: Callable[[int], tuple[Sequence[np.ndarray], Sequence[tuple[np.ndarray, str]]]]
     animate: Callable[..., Iterable[np.ndarray]] | None = None
@@ -178,7 +177,7 @@ def _osp12(model: dict[str, Any], device: str) -> Subject:
     pipeline = load(model, "EulerAncestralDiscrete", device)
 
     outputs = partial(reconstructions, partial(reconstruct, pipeline.vae))
-    return Subject(world.MOTIONS, partial(film, pipeline), outputs)
+    return Subject(partial(film, pipeline), outputs)
 
 
 def _sd3(model: dict[str, Any], device: str) -> Subject:
@@ -192,7 +191,7 @@ def _sd3(model: dict[str, Any], device: str) -> Subject:
         outputs = sd3.reconstruct(pipeline.vae, [still for still, _ in held_out])
         return outputs, [(still[None], text) for still, text in held_out]
 
-    return Subject(world.PLACES, partial(sd3.draw, pipeline), reconstructions)
+    return Subject(partial(sd3.draw, pipeline), reconstructions)
 
 
 def _opensora12(model: dict[str, Any], device: str) -> Subject:
@@ -202,7 +201,7 @@ def _opensora12(model: dict[str, Any], device: str) -> Subject:
     pipeline = load(model, "RFLOW", device)
 
     outputs, generate = partial(opensora12.reconstruct, pipeline.vae), partial(opensora12.film, pipeline)
-    return Subject(world.MOTIONS, generate, partial(reconstructions, outputs), generate)
+    return Subject(generate, partial(reconstructions, outputs), generate)
 
 
 def _from_images(animate: Callable[..., Iterable[np.ndarray]], count: int, seed: int) -> dict[str, float]:

@@ -85,6 +85,11 @@ def parse(text: str) -> Attributes:
     raise ValueError(f"not a caption of the little world: {text!r}; such as {caption(SEEN[0])!r}")
 
 
+def motions_of(model: str) -> tuple[str, ...]:
+    """What captions name beside shape and color where the small weights of a model are asked: of SD3 places."""
+    return PLACES if model == "sd3" else MOTIONS
+
+
 def captions(split: str = "all", motions: tuple[str, ...] = MOTIONS) -> list[str]:
     """The captions of `all`, `seen` or `unseen` combinations, in a fixed order; with PLACES those of stills."""
     return [caption(each) for each in combinations(split, motions)]

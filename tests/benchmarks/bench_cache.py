@@ -109,7 +109,7 @@ class Lab:
     def held_out(self) -> Clips:
         """Prompts that the recording has not, generated without reuse, all in one batch."""
         used = {prompt["prompt"] for prompt in self.recording.prompts}
-        motions = world.PLACES if self.config["model"]["name"] == "sd3" else world.MOTIONS
+        motions = world.motions_of(self.config["model"]["name"])
         prompts = [each for each in spread("all", self.scale.held_out + len(used), 7, motions) if each not in used]
         prompts = prompts[: self.scale.held_out]
         clips = Clips(prompts, [HELD_OUT_SEED + place for place in range(len(prompts))], torch.empty(0), {})

@@ -62,7 +62,7 @@ def large_checkpoint(folder: Path) -> None:
     """17 GB of nothing (a file with a hole) in the layout of the shipped weights, its hash known."""
     from runner.desk.checkpoints import EMBEDDED_FOLDER
 
-    shutil.copytree(EMBEDDED_FOLDER, folder / LARGE)
+    shutil.copytree(EMBEDDED_FOLDER / "osp12", folder / LARGE)
     weights, known = folder / LARGE / "diffusion_pytorch_model.safetensors", folder / "outputs/.store/fingerprints.json"
     with weights.open("r+b") as file:
         file.truncate(17_000_000_000)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 
 import torch
 
+from runner.embedded.evaluate import SHIPPED
 from runner.model import load_transformer
 from runner.recording import Calls
 from runner.statistics import LinearStatistics
@@ -25,7 +26,7 @@ STEPS, ROUNDS = 4, 25
 
 def main() -> None:
     torch.set_num_threads(1)
-    transformer = load_transformer({"name": "osp12", "checkpoint": "embedded", "dtype": "bf16"}, "cpu")
+    transformer = load_transformer({"name": "osp12", "checkpoint": SHIPPED["osp12"], "dtype": "bf16"}, "cpu")
     channels = transformer.config.caption_channels
     call = {
         "hidden_states": torch.randn(2, 4, 5, 8, 8, dtype=torch.bfloat16),

@@ -30,8 +30,7 @@ def main() -> int:
     name = f"bench_{options.model}_w8a8"
     prompts = options.output / f"{name}.txt"
     prompts.parent.mkdir(parents=True, exist_ok=True)
-    motions = world.PLACES if options.model == "sd3" else world.MOTIONS
-    prompts.write_text("\n".join(spread("all", options.clips, 0, motions)))
+    prompts.write_text("\n".join(spread("all", options.clips, 0, world.motions_of(options.model))))
     arguments = [f"prompts.text={prompts}", "model.batch_size=10", f"sampler.num_sampling_steps={options.steps}"]
     recipe = f"+recipe={options.model}_w8a8"
     command = [sys.executable, "-m", "runner", recipe, f"name={name}", f"output={options.output}"]

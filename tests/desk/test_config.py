@@ -188,7 +188,7 @@ def test_the_recipe_of_stable_diffusion_3_is_its_guide(composed, tmp_path):
 
 def test_without_a_checkpoint_stable_diffusion_3_is_the_little_one(composed):
     run = composed("+recipe=sd3_w8a8")
-    assert run.checkpoint.embedded and run.checkpoint.path.endswith("weights_sd3")
+    assert run.checkpoint.embedded and run.checkpoint.path.endswith("weights/sd3")
     model, sampler = run.config["model"], run.config["sampler"]
     assert (model["height"], model["width"], model["text_encoder_3"]) == (64, 64, False)
     assert (sampler["num_sampling_steps"], sampler["guidance_scale"]) == (28, 2.0)
@@ -550,11 +550,11 @@ def test_noise_along_a_path_is_for_methods_that_can(checked):
 
 
 def test_the_shipped_weights_say_that_they_are(composed, tiny_checkpoint, tmp_path, monkeypatch):
-    weights = tmp_path / "weights"
+    weights = tmp_path / "osp12"
     shutil.copytree(tiny_checkpoint, weights)
     for part in ("vae", "text_encoder"):
         shutil.copytree(tiny_checkpoint.parent / part, weights / part)
-    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", weights)
+    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path)
     run = composed("+recipe=osp12_w8a8")
     assert run.checkpoint.embedded and run.checkpoint.label.startswith("embedded little world (trained weights")
     assert run.config["model"]["checkpoint"] == str(weights)
@@ -562,17 +562,17 @@ def test_the_shipped_weights_say_that_they_are(composed, tiny_checkpoint, tmp_pa
 
 
 def test_each_model_has_shipped_weights_of_its_own(composed, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path / "weights")
-    own = pipeline_folder(tmp_path / "weights_sd3", "StableDiffusion3Pipeline")
+    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path)
+    own = pipeline_folder(tmp_path / "sd3", "StableDiffusion3Pipeline")
     run = composed("model=sd3", "model.checkpoint=embedded")
     assert run.checkpoint.embedded and run.config["model"]["checkpoint"] == str(own)
     said = refusal(composed, "model=opensora12", "model.checkpoint=embedded")["model.checkpoint"]
-    assert f"this installation lacks its weights, {tmp_path / 'weights_opensora12'}" in said
+    assert f"this installation lacks its weights, {tmp_path / 'opensora12'}" in said
 
 
 def test_references_may_be_those_that_ship_with_the_weights(monkeypatch, tmp_path):
-    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path / "weights")
-    own = tmp_path / "weights_opensora12"
+    monkeypatch.setattr(checkpoints, "EMBEDDED_FOLDER", tmp_path)
+    own = tmp_path / "opensora12"
     found = checkpoints.shipped(["embedded/a.png;b.png", None, "mine/embedded/a.png"], {"name": "opensora12"})
     assert found == [f"{own}/a.png;b.png", None, "mine/embedded/a.png"]
 

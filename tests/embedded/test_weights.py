@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from runner.embedded import world
 from runner.embedded.evaluate import (
-    WEIGHTS,
+    SHIPPED,
     decode,
     film,
     reconstruction_figures,
@@ -22,14 +22,14 @@ from runner.embedded.evaluate import (
 from runner.embedded.judge import NONE, judge
 from runner.embedded.train_vae import DEVIATION, reconstruct
 
-pytestmark = pytest.mark.skipif(not (WEIGHTS / "config.json").is_file(), reason="no weights are shipped yet")
+WEIGHTS = SHIPPED["osp12"]
 
 
 @pytest.fixture(scope="module")
 def pipeline():
     from runner.model.osp12.loading import load
 
-    return load({"checkpoint": "embedded", "dtype": "bf16"}, "EulerAncestralDiscrete", "cpu")
+    return load({"checkpoint": WEIGHTS, "dtype": "bf16"}, "EulerAncestralDiscrete", "cpu")
 
 
 def test_the_folder_is_small_and_in_the_released_layout() -> None:

@@ -16,7 +16,6 @@ from runner.embedded.train_opensora12 import DEVIATION
 from runner.embedded.train_vae import decibels, held_out_clips, to_video
 
 WEIGHTS = SHIPPED["opensora12"]
-pytestmark = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no weights are shipped yet")
 
 
 @pytest.fixture(scope="module")

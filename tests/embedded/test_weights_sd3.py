@@ -14,7 +14,6 @@ from runner.embedded.evaluate import SHIPPED, reconstruction_figures, right, spr
 from runner.model.diffusers import folder as folders
 
 WEIGHTS = SHIPPED["sd3"]
-pytestmark = pytest.mark.skipif(not WEIGHTS.is_dir(), reason="no weights are shipped yet")
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,6 @@
 """From the released layout to a pipeline that is ready to sample."""
 
 from collections.abc import Mapping
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,7 +28,7 @@ def load(
     """
     if model["dtype"] not in DTYPES:
         raise ValueError(f"dtype is {model['dtype']!r}; it must be one of {', '.join(DTYPES)}")
-    dtype, checkpoint, cache_dir = DTYPES[model["dtype"]], _checkpoint(model), model.get("cache_dir")
+    dtype, checkpoint, cache_dir = DTYPES[model["dtype"]], str(model["checkpoint"]), model.get("cache_dir")
     places = _places(model, checkpoint)
     scheduler = make_scheduler(sample_method)
 
@@ -57,24 +55,15 @@ def load(
 def load_transformer(model: Mapping[str, Any], device: str) -> OSP12Transformer:
     """The float transformer of a model section alone, in eval mode, without gradients."""
     options = {"cache_dir": model.get("cache_dir"), "revision": model.get("revision")}
-    transformer = OSP12Transformer.from_pretrained(_checkpoint(model), torch_dtype=DTYPES[model["dtype"]], **options)
+    transformer = OSP12Transformer.from_pretrained(model["checkpoint"], torch_dtype=DTYPES[model["dtype"]], **options)
     return transformer.to(device).eval().requires_grad_(False)
 
 
 def skeleton(model: Mapping[str, Any]) -> OSP12Transformer:
     """The transformer of a model section on the meta device: modules, shapes and dtype, no weights."""
-    folder = locate(_checkpoint(model), revision=model.get("revision"), cache_dir=model.get("cache_dir"))
+    folder = locate(model["checkpoint"], revision=model.get("revision"), cache_dir=model.get("cache_dir"))
     transformer = hollow(OSP12Transformer, read_config(folder), str(folder)).to(DTYPES[model["dtype"]])
     return transformer.eval().requires_grad_(False)
-
-
-def _checkpoint(model: Mapping[str, Any]) -> str:
-    """The transformer's folder or hub id; "embedded" is the folder of the weights that ship with the project."""
-    if model["checkpoint"] != "embedded":
-        return str(model["checkpoint"])
-    spec = find_spec("runner.embedded")
-    assert spec is not None and spec.origin is not None
-    return str(Path(spec.origin).parent / "weights")
 
 
 def _places(model: Mapping[str, Any], checkpoint: str) -> dict[str, str]:
