@@ -29,8 +29,8 @@ from runner.steps import Steps
 @dataclass
 class Generation:
     """latents after the last step ([B,C,T,H,W], or as a foreign scheduler keeps them), frames uint8 [B,T,H,W,3] (T = 1
-    of images), and the seconds of each step but the first (which holds the text encoding), of decoding, and of all. What
-    moving parts takes (runner.offload) is in those of the step or the decoding before which they move."""
+    of images), and the seconds of each step but the first (which holds the text encoding), of decoding, and of all.
+    Moving parts (runner.offload) counts in the step or the decoding before which they move."""
 
     latents: Tensor
     frames: Tensor
