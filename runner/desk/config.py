@@ -11,7 +11,7 @@ from runner.desk.checkpoints import Checkpoint
 from runner.desk.faults import Fault, Refused, nearest, nearest_key, spell
 from runner.desk.precedence import DEFAULTS, IN_PLACE_OF, MISSING, Explicit, checkpoint_defaults, leaves
 from runner.desk.rules import between
-from runner.desk.schema import AVAILABLE, Config, architectures, keys
+from runner.desk.schema import AVAILABLE, SECTIONS, Config, architectures, keys
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -54,7 +54,8 @@ def check(composed: DictConfig, explicitly: Explicit) -> Checked:
     faults = _by_schema(config, explicitly.demanded)
     wrong = {fault.key for fault in faults}
     faults += [fault for fault in _later(config) if fault.key not in wrong]
-    faults += [fault for fault in between(config, checkpoint, wrong, explicitly) if fault.key not in wrong]
+    if wrong.isdisjoint(SECTIONS):  # rules between keys bear with wrong values, not with sections that are gone
+        faults += [fault for fault in between(config, checkpoint, wrong, explicitly) if fault.key not in wrong]
     sources = {"recipe": "by the recipe", "checkpoint": f"by {checkpoint and checkpoint.path}/{DEFAULTS}"}
     if faults:
         raise Refused(_with_source(fault, sources.get(origin.get(fault.key, ""))) for fault in faults)

@@ -271,3 +271,6 @@ def _sections(field: FieldInfo, architecture: str | None) -> Iterator[type[BaseM
 
 def _name(kind: type[BaseModel]) -> str:
     return str(get_args(kind.model_fields["name"].annotation)[0])
+
+
+SECTIONS = tuple(name for name, field in Config.model_fields.items() if any(_sections(field, None)))

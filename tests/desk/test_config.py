@@ -14,7 +14,7 @@ from runner.desk import checkpoints, rules
 from runner.desk.faults import Refused
 from runner.desk.precedence import leaves
 from runner.desk.recipes import folder, recipes
-from runner.desk.schema import architectures, keys
+from runner.desk.schema import SECTIONS, architectures, keys
 from runner.model.osp12.templates import NEGATIVE
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("o*.yaml"))  # sd3 has its own test
@@ -283,6 +283,12 @@ def test_value_out_of_bounds(checked, argument, says):
     found = refusal(checked, argument)
     key = argument.lstrip("~").partition("=")[0]
     assert list(found) == [key] and says in found[key]
+
+
+@pytest.mark.parametrize("section", [name for name in SECTIONS if name != "model"])
+def test_a_section_that_is_taken_out(checked, section):
+    found = refusal(checked, f"~{section}")
+    assert found and all(key.partition(".")[0] == section and "needs one" in found[key] for key in found)
 
 
 def test_steps_too_few_for_the_method(checked):
