@@ -19,6 +19,7 @@ from accelerate.hooks import ModelHook
 from torch import nn
 
 from runner.hardware import Hardware
+from runner.model import parts
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -34,7 +35,7 @@ class Offload(ModelHook):
 
     def watch(self) -> None:
         """Have all parts brought from now on, also those that the pipeline did not have before. None is moved yet."""
-        for part in self._parts():
+        for part in parts(self._pipeline).values():
             if getattr(part, "_hf_hook", None) is not self:
                 part._hf_hook = self  # type: ignore[assignment]  # a plain attribute
                 part.register_forward_pre_hook(self.pre_forward)
@@ -47,16 +48,13 @@ class Offload(ModelHook):
         start = time.perf_counter()
         self._at_work = lambda: None
         with torch.inference_mode(False):  # weights moved under it could not be changed any more
-            for part in self._parts():
+            for part in parts(self._pipeline).values():
                 if part is not module:
                     part.to("cpu")
             module.to(self.execution_device)
         self._at_work = weakref.ref(module)
         self._hardware.synchronize()
         self.seconds += time.perf_counter() - start
-
-    def _parts(self) -> list[nn.Module]:
-        return [part for part in self._pipeline.components.values() if isinstance(part, nn.Module)]
 
 
 def on_device(part: M) -> M:

@@ -6,9 +6,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
-
 from runner.hardware import Hardware
+from runner.model import parts
 from runner.offload import seconds_moving
 from runner.steps import Steps
 
@@ -31,13 +30,12 @@ class Phases:
         steps.after.append(self._end_of_step)
 
     def __enter__(self) -> Phases:
-        parts = {name: part for name, part in self._pipeline.components.items() if isinstance(part, nn.Module)}
         self._moved_before = seconds_moving(self._pipeline)
-        self._hooks = [parts["transformer"].register_forward_pre_hook(self._begin_step)]
-        for name in (name for name in parts if name.startswith("text_encoder")):
+        self._hooks = [self._pipeline.transformer.register_forward_pre_hook(self._begin_step)]
+        for encoder in (part for name, part in parts(self._pipeline).items() if name.startswith("text_encoder")):
             self._hooks += [
-                parts[name].register_forward_pre_hook(lambda *_: self._begin()),
-                parts[name].register_forward_hook(lambda *_: self._end("text")),
+                encoder.register_forward_pre_hook(lambda *_: self._begin()),
+                encoder.register_forward_hook(lambda *_: self._end("text")),
             ]
         for name in ("encode", "decode"):
             setattr(self._pipeline.vae, name, self._timed(name, getattr(self._pipeline.vae, name)))

@@ -24,7 +24,7 @@ from rich.console import Console
 from runner import lifeline
 from runner.bench import Bench, Context
 from runner.desk.store import Entry, Store
-from runner.desk.wording import plain, size
+from runner.desk.wording import lacks
 from runner.hardware import open_device
 from runner.parallel import PeerLost
 from runner.status import FAILED, FINAL, INTERRUPTED, PEER_LOST, STDERR, read_status, write_status
@@ -76,9 +76,9 @@ def warn(context: Context, memory: int | None) -> None:
         return
     there = int(context.hardware.describe().get("memory", 0))
     if 0 < there < memory:
-        said = f"takes about {size(memory)}, and the {hardware['device']} has {size(there)}"
+        said = lacks(memory, f"the {hardware['device']}", there)
         less = "" if hardware["offload"] else "; hardware.offload=true takes less"
-        context.console.print(f"{context.stage:<10} {plain(said)}{less}", highlight=False, soft_wrap=True)
+        context.console.print(f"{context.stage:<10} {said}{less}", highlight=False, soft_wrap=True)
 
 
 def make(context: Context, store: Store, does: str, key: str, again: bool) -> Entry:

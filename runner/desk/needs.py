@@ -20,7 +20,7 @@ from runner.desk import machine
 from runner.desk.checkpoints import shapes_of, weight_files
 from runner.desk.faults import Fault
 from runner.desk.forwards import forwards, shared
-from runner.desk.wording import plain, size
+from runner.desk.wording import lacks, plain, size
 from runner.model import headers
 from runner.model.shapes import Shapes
 
@@ -186,9 +186,10 @@ def short_of_memory(planned: Sequence[PlannedStage], config: Config) -> str | No
     """What is said where a stage that runs on the host probably needs more memory than there is."""
     there = int(str(machine.describe()["memory"]))
     most = max(planned, key=lambda row: (row.action == "run") * (row.memory or 0))
-    if config["hardware"]["device"] != "cpu" or not there or most.action != "run" or (most.memory or 0) <= there:
+    takes = most.memory or 0
+    if config["hardware"]["device"] != "cpu" or not there or most.action != "run" or takes <= there:
         return None
-    return plain(f"memory   {most.stage} takes about {size(most.memory)}, and this machine has {size(there)}")
+    return f"memory   {most.stage} {lacks(takes, 'this machine', there)}"
 
 
 def _size(folder: Path) -> int:

@@ -64,8 +64,8 @@ def between(
         yield from itertools.starmap(Fault, parallel.faults(config, joint))
     if good("hardware.device") and (reason := _absent(config["hardware"]["device"])):
         yield Fault("hardware.device", reason, config["hardware"]["device"])
-    hardware = config["hardware"]
-    if good("hardware.device", "hardware.offload") and hardware["offload"] and hardware["device"] == "cpu":
+    on_host = good("hardware.device") and config["hardware"]["device"] == "cpu"
+    if on_host and good("hardware.offload") and config["hardware"]["offload"]:
         yield Fault("hardware.offload", "expected false for hardware=cpu: all parts are on the host as it is", True)
     if not good("model", "model.name"):
         return

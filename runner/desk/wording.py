@@ -30,6 +30,11 @@ def size(value: float | None) -> str:
     return _scaled(value, "B", ("", "k", "M", "G", "T"))
 
 
+def lacks(takes: int, whose: str, there: int) -> str:
+    """That something probably takes more memory than there is, for a terminal."""
+    return plain(f"takes about {size(takes)}, and {whose} has {size(there)}")
+
+
 def flops(value: float | None) -> str:
     return _scaled(value, "FLOP", ("", "k", "M", "G", "T", "P"))
 

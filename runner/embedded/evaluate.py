@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from runner.desk.checkpoints import EMBEDDED_FOLDER
 from runner.embedded import world
 from runner.embedded.judge import judge
 from runner.embedded.train_vae import decibels, held_out_clips, reconstruct, to_frames, to_video
 from runner.model.osp12.pipeline import OSP12Pipeline
 from runner.sampler import make_scheduler
 
-SHIPPED = {name: Path(__file__).parent / "weights" / name for name in ("osp12", "sd3", "opensora12")}
 STEPS = {"osp12": 100, "sd3": 28, "opensora12": 30}
+SHIPPED = {name: EMBEDDED_FOLDER / name for name in STEPS}
 
 
 def right(

@@ -62,6 +62,13 @@ def by_room(module: str, components: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def parts(pipeline: Any) -> dict[str, Any]:
+    """The modules of a pipeline by name: text encoders, transformer, autoencoder; no tokenizer, no solver."""
+    from torch import nn
+
+    return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
+
+
 def blocks(pipeline: Any) -> list[str]:
     """Dotted names, under pipeline.transformer, of the blocks in the order in which they run.
 

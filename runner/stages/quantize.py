@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import torch
 
-from runner.arguments import moved
 from runner.bench import Context
 from runner.model import skeleton
 from runner.offload import on_device
@@ -44,11 +43,7 @@ def run(context: Context, draft: Path) -> None:
     parts = recording.parts("calibration")
     total = sum(len(list((part / "calls").iterdir())) for part in parts)
     stride = max(1, total // len(parts) // CALLS)
-    calls = [
-        moved(call, transformer.device)
-        for part in parts
-        for call in itertools.islice(recording.calls(part), 0, None, stride)
-    ]
+    calls = [call for part in parts for call in itertools.islice(recording.calls(part), 0, None, stride)]
     with context.progress(len(calls)) as ticker, torch.inference_mode():
         quality = snr_by_layer(transformer, quantized, _ticking(calls, ticker))
     kept = [{"layer": name, "quantized": False, "why": why} for name, why in calibrated["kept_float"].items()]

@@ -10,8 +10,9 @@ import diffusers
 import torch
 from accelerate import init_empty_weights
 from safetensors import safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
+from .. import parts
 from ..checkpoint import DTYPES, CheckpointError
 from . import folder as folders
 from .rules import checkpoint_faults
@@ -41,9 +42,8 @@ def load(
         local_files_only=True,
         **dict.fromkeys(without),
     ).to(device)
-    for part in pipeline.components.values():
-        if isinstance(part, nn.Module):
-            part.eval().requires_grad_(False)
+    for part in parts(pipeline).values():
+        part.eval().requires_grad_(False)
     if model["enable_tiling"]:
         if not hasattr(pipeline.vae, "enable_tiling"):
             raise CheckpointError(f"{type(pipeline.vae).__name__} cannot decode in tiles: model.enable_tiling=false")
