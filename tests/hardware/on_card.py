@@ -1,8 +1,7 @@
 """Runs on a stand-in card, in a process of its own: `python -m hardware.on_card DEVICE`, cases on standard input.
 
 A case is [folder, *arguments of the runner]. Of each it prints, as a line of JSON, the run's folder, the most memory
-that it held of the card in bytes, which parts of the pipeline were there, each time that one was brought, and what was
-called of the vendor's module.
+that it held of the card in bytes, and which parts of the pipeline were there, each time that one was brought.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ def main(device: str) -> None:
     vendors.install(device)
     from model.diffusers.in_process import run
 
+    from runner.model import parts
     from runner.offload import Offload
 
     there: list[list[str]] = []
@@ -29,8 +29,7 @@ def main(device: str) -> None:
 
     def noted(self: Offload, *args: Any) -> None:
         bring(self, *args)
-        parts = [(name, part) for name, part in self._pipeline.components.items() if isinstance(part, torch.nn.Module)]
-        weights = {name: list(part.state_dict().values()) for name, part in parts}
+        weights = {name: list(part.state_dict().values()) for name, part in parts(self._pipeline).items()}
         there.append([name for name, tensors in weights.items() if any(isinstance(x, OnCard) for x in tensors)])
         assert not any(x.is_inference() for tensors in weights.values() for x in tensors), "they cannot be changed"
 
@@ -38,10 +37,9 @@ def main(device: str) -> None:
     for folder, *arguments in json.load(sys.stdin):
         Path(folder).mkdir(parents=True)
         there.clear()
-        vendors.calls.clear()
         with Card(device) as card:
             made, _ = run(Path(folder), f"hardware={device}", *arguments)
-        print(json.dumps({"run": str(made), "peak": card.peak, "there": there, "called": vendors.calls}))
+        print(json.dumps({"run": str(made), "peak": card.peak, "there": there}))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import re
+import subprocess
 import sys
 import zipfile
 from io import StringIO
@@ -68,6 +69,41 @@ def test_processes_share_cards_where_they_can_be_chosen(monkeypatch):
     vendors.install("gcu", put=monkeypatch.setattr)
     with pytest.raises(RuntimeError, match="runs in one process"):
         open_device("gcu").choose(1)
+
+
+GENERATE = """
+import sys, torch
+from hardware import vendors
+device, folder = sys.argv[1:]
+torch.utils.rename_privateuse1_backend(device)  # so that torch knows the name, as with the vendor's package
+vendors.install(device)
+from hardware.card import Card
+from runner.bench import Bench
+from runner.generation import generate
+from runner.hardware import open_device
+model = {"name": "opensora12", "checkpoint": folder, "dtype": "fp16", "num_frames": 5, "height": 240, "width": 426,
+         "max_sequence_length": 12, "fps": 8}
+sampler = {"sample_method": "RFLOW", "num_sampling_steps": 2, "guidance_scale": 4.0, "guidance_batch": "joint",
+           "schedule": None, "noise": "draws"}
+config = {"model": model, "sampler": sampler, "hardware": {"device": device, "offload": False},
+          "parallel": {"cfg": False}, "recording": {"steps": 2}}
+with Card(device):
+    made = generate(Bench().pipeline(config), config, ["a red boat"], [1], open_device(device))
+assert made.frames.shape == (1, 5, 240, 424, 3) and made.frames.float().std() > 1
+print(*vendors.calls)
+"""
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_generation_asks_for_nothing_else(device, tiny_opensora12):
+    tests = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", GENERATE, device, str(tiny_opensora12)], capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tests), str(tests.parent)])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert set(done.stdout.split()) <= {"is_available", "synchronize"}
+    assert done.stdout.split().count("synchronize") >= 4
 
 
 @pytest.mark.parametrize(
