@@ -11,13 +11,19 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 
 from runner.hardware import Hardware, open_device
+from runner.hardware.compute import holds
 from runner.progress import Ticker, progress
 from runner.sampler import schedules
+
+if TYPE_CHECKING:
+    from torch import nn
+
+M = TypeVar("M", bound="nn.Module")
 
 
 def _of_section(keys: Mapping[str, Any], section: str) -> dict[str, Any]:
@@ -40,11 +46,10 @@ class Bench:
 
     def pipeline(self, config: Mapping[str, Any]) -> Any:
         """The float pipeline of this configuration. Read once while model, sample method and device stay the same."""
-        from runner.model import load_transformer
         from runner.parallel.cfg import twinned
 
         if not self._knows(config) or not self._is_float:
-            self._with(config, lambda: twinned(load_transformer, config["model"], config["hardware"]["device"]))
+            self._with(config, lambda: twinned(float_transformer, config))
             self._is_float = True
         return self._pipeline
 
@@ -64,7 +69,7 @@ class Bench:
 
     def _with(self, config: Mapping[str, Any], load: Callable[[], Any]) -> None:
         """Have the pipeline of this configuration hold the transformer that `load` reads."""
-        from runner.model import load_pipeline
+        from runner.model import load_pipeline, parts
         from runner.offload import Offload
 
         # A vendor's package makes torch know its device.
@@ -75,9 +80,11 @@ class Bench:
             self._pipeline.register_modules(transformer=load())
         else:
             self.clear()
-            section, method = config["model"], config["sampler"]["sample_method"]
+            method = config["sampler"]["sample_method"]
             home = "cpu" if offload else hardware.DEVICE
-            self._pipeline = load_pipeline(section, method, home, load())
+            self._pipeline = load_pipeline(as_read(config), method, home, load())
+            for part in parts(self._pipeline).values():
+                computing(part, config)
             self._loaded = _identity(config)
             self._offload = Offload(self._pipeline, hardware) if offload else None
         if self._offload is not None:
@@ -86,18 +93,46 @@ class Bench:
 
 def _identity(config: Mapping[str, Any]) -> tuple[Any, ...]:
     """What a pipeline is loaded by."""
-    section, hardware = json.dumps(config["model"], sort_keys=True), config["hardware"]
-    return section, config["sampler"]["sample_method"], hardware["device"], hardware["offload"]
+    hardware = {name: value for name, value in config["hardware"].items() if name != "env"}
+    return json.dumps([config["model"], hardware], sort_keys=True), config["sampler"]["sample_method"]
+
+
+def as_read(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The model section as float parts are read: in what is computed in, if that does not hold the weights' dtype."""
+    model, compute = config["model"], config["hardware"]["compute"]
+    return {**model, "dtype": model["dtype"] if holds(compute, model["dtype"]) else compute}
+
+
+def computing(module: M, config: Mapping[str, Any]) -> M:
+    """A module of the model, made to compute in what the run computes in, in place."""
+    from runner.hardware.casting import DTYPES, cast
+
+    hardware = config["hardware"]
+    if hardware["compute"] == as_read(config)["dtype"]:
+        return module
+    return cast(module, DTYPES[hardware["compute"]], hardware["layerwise_casting"])
+
+
+def float_transformer(config: Mapping[str, Any]) -> Any:
+    """The float transformer of a run on its device."""
+    from runner.model import load_transformer
+
+    return computing(load_transformer(as_read(config), config["hardware"]["device"]), config)
 
 
 def quantized_transformer(config: Mapping[str, Any], export: Path) -> Any:
     """The transformer of an export folder on the run's device, ready to sample; the float weights are not read."""
+    from runner.hardware.casting import narrow
     from runner.model import skeleton
     from runner.quant import export as files
     from runner.quant import scheme
 
-    transformer = scheme(config["quant"]["scheme"]).apply(skeleton(config["model"]), *files.load(export))
-    return transformer.to(config["hardware"]["device"]).eval().requires_grad_(False)
+    model, section = config["model"], as_read(config)
+    transformer = scheme(config["quant"]["scheme"]).apply(skeleton(section), *files.load(export))
+    if section["dtype"] != model["dtype"]:
+        narrow(transformer, like=skeleton(section))
+    transformer = transformer.to(config["hardware"]["device"]).eval().requires_grad_(False)
+    return computing(transformer, config)
 
 
 class Context:

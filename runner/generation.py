@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from runner.hardware import Hardware
+from runner.hardware.casting import DTYPES
 from runner.media import save_clip
-from runner.model import apply_template
+from runner.model import apply_template, rules_of
 from runner.parallel import cfg
 from runner.sampler import schedules
 from runner.steps import Steps
@@ -124,6 +125,7 @@ def generate(
         torch.inference_mode(),
         cfg.split(pipeline.transformer),
         schedules.taken(pipeline.scheduler, None if ours else timesteps),
+        noise_drawn_in(model, pipeline.transformer.dtype),
         nullcontext(steps) if steps is not None else Steps(pipeline) as steps,
     ):
         steps.after.append(end_of_step)
@@ -142,6 +144,30 @@ def generate(
         decode_seconds=end - times[-1],
         seconds=end - start,
     )
+
+
+@contextmanager
+def noise_drawn_in(model: Mapping[str, Any], compute: torch.dtype) -> Iterator[None]:
+    """Have noise drawn in the weights' dtype where a machine computes in another, so that a seed gives the same clip.
+
+    It is done for models whose reference draws noise in what it computes in (their rules say so): torch draws other
+    numbers in bfloat16 than in float32. Every draw goes through torch.randn, of the pipeline and of its solver.
+    """
+    dtype, randn = DTYPES[model["dtype"]], torch.randn
+    if dtype == compute or not rules_of(model).NOISE_IN_DTYPE:
+        yield
+        return
+
+    def draw(*size: Any, **options: Any) -> Tensor:
+        if options.get("generator") is None or options.get("dtype") != compute:
+            return randn(*size, **options)
+        return randn(*size, **{**options, "dtype": dtype}).to(compute)
+
+    torch.randn = draw
+    try:
+        yield
+    finally:
+        torch.randn = randn
 
 
 def _frames(output: Any) -> Tensor:

@@ -15,9 +15,10 @@ import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -26,6 +27,7 @@ from runner.bench import Bench, Context
 from runner.desk.store import Entry, Store
 from runner.desk.wording import lacks
 from runner.hardware import open_device
+from runner.hardware.compute import decide
 from runner.parallel import PeerLost
 from runner.status import FAILED, FINAL, INTERRUPTED, PEER_LOST, STDERR, read_status, write_status
 
@@ -212,9 +214,10 @@ def main(runs: list[Path]) -> int:
 
     quiet()
     try:
-        config = json.loads((runs[0] / "run.json").read_text())["config"]  # the device is the same in all of them
-        open_device(config["hardware"]["device"]).choose(int(os.environ["LOCAL_RANK"]))
+        told = json.loads((runs[0] / "run.json").read_text())  # the device is the same in all of them
+        open_device(told["config"]["hardware"]["device"]).choose(int(os.environ["LOCAL_RANK"]))
         with mesh.joined():
+            agree(told)
             if mesh.rank() == 0:
                 failed = lead(runs)
                 cfg.dismiss()
@@ -228,6 +231,20 @@ def main(runs: list[Path]) -> int:
     except Exception as error:  # outside of any run's attempt
         last_words(runs, error)
         return FAILED
+
+
+def agree(told: Mapping[str, Any]) -> None:
+    """Raise RuntimeError on every rank where what the machine was to decide would be decided otherwise on another."""
+    from runner.parallel import mesh
+
+    config = told["config"]
+    if told["origin"].get("hardware.compute") != "machine":
+        return
+    mine = decide("auto", config["hardware"]["device"], config["model"]["dtype"]).dtype
+    each = mesh.gather(mine)
+    if len(set(each)) > 1:
+        found = ", ".join(f"rank {rank} in {dtype}" for rank, dtype in enumerate(each))
+        raise RuntimeError(f"the ranks' machines compute fastest in different dtypes ({found}): set hardware.compute")
 
 
 def last_words(runs: list[Path], error: Exception) -> None:

@@ -16,7 +16,7 @@ def config(tiny_checkpoint: Path) -> dict:
     return {
         "model": model,
         "sampler": {"sample_method": "EulerDiscrete"},
-        "hardware": {"device": "cpu", "offload": False},
+        "hardware": {"device": "cpu", "offload": False, "compute": "fp32", "layerwise_casting": False},
         "quant": {"scheme": "w8a8"},
     }
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from runner.desk.faults import Fault
 from runner.desk.recipes import PACKAGE
+from runner.model import rules_of
 from runner.model.object_file import read
 
 EMBEDDED = "embedded"
@@ -68,11 +69,6 @@ def _snapshot(architecture: str | None) -> Any:
     """How a model's rules find a hub id on this machine; None of a model that is downloaded when it is loaded."""
     known = architecture is not None and architecture.isidentifier()
     return getattr(rules_of({"name": architecture}), "snapshot", None) if known else None
-
-
-def rules_of(model: Mapping[str, Any]) -> Any:
-    """The rules of a model section's architecture: a module without torch."""
-    return import_module(f"runner.model.{model['name']}.rules")
 
 
 def shapes_of(model: Mapping[str, Any], folder: Path) -> Any:

@@ -12,10 +12,15 @@ from runner.desk.faults import Fault, Refused, nearest, nearest_key, spell
 from runner.desk.precedence import DEFAULTS, IN_PLACE_OF, MISSING, Explicit, checkpoint_defaults, leaves
 from runner.desk.rules import between
 from runner.desk.schema import AVAILABLE, SECTIONS, Config, architectures, keys
+from runner.hardware.compute import Compute, decide
+from runner.model import rules_of
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
     from pydantic_core import ErrorDetails
+
+
+MACHINE = "machine"  # who set a key that was left to what this machine is
 
 
 @dataclass(frozen=True)
@@ -25,6 +30,7 @@ class Checked:
     config: dict[str, Any]
     origin: dict[str, str]
     checkpoint: Checkpoint
+    compute: Compute  # what is computed in, and why
 
 
 def check(composed: DictConfig, explicitly: Explicit) -> Checked:
@@ -63,8 +69,12 @@ def check(composed: DictConfig, explicitly: Explicit) -> Checked:
     if config["parallel"]["cfg"] and config["sampler"]["guidance_batch"] != "separate":
         config["sampler"]["guidance_batch"] = "separate"  # what it computes is that, so keys and pages say so
         origin["sampler.guidance_batch"] = "parallel.cfg"
+    hardware = config["hardware"]
+    compute = decide(hardware["compute"], hardware["device"], config["model"]["dtype"])
+    if hardware["compute"] == "auto":
+        hardware["compute"], origin["hardware.compute"] = compute.dtype, MACHINE
     assert checkpoint is not None  # its absence is a fault
-    return Checked(config, origin, checkpoint)
+    return Checked(config, origin, checkpoint, compute)
 
 
 def _checkpoint(composed: DictConfig) -> Checkpoint | None:
@@ -90,7 +100,7 @@ def _of_checkpoint(composed: DictConfig, checkpoint: Checkpoint | None) -> dict[
     if checkpoint is None or checkpoint.folder is None:
         return {}
     name = OmegaConf.select(composed, "model.name")
-    rules: Any = checkpoints.rules_of({"name": name}) if name in architectures() else None
+    rules: Any = rules_of({"name": name}) if name in architectures() else None
     own = rules.defaults(checkpoint.folder) if hasattr(rules, "defaults") else {}
     return {**own, **checkpoint_defaults(checkpoint.folder)}
 

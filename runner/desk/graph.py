@@ -70,7 +70,7 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
         lineage = {
             "stage": does,
             "version": stage.version,
-            "fields": {key: _field(seen, key, fingerprints) for key in stage.fields if has(seen, key)},
+            "fields": {key: _field(seen, key, fingerprints) for key in stage.fields if _counts(seen, key)},
             "prompts": stage.prompts(config),
             "builds_on": {name: planned[name].key for name in builds_on},
             **inputs,
@@ -149,6 +149,13 @@ def torch_release() -> str:
         return ".".join(metadata.version("torch").split(".")[:2])
     except metadata.PackageNotFoundError:
         return "none"
+
+
+def _counts(config: Config, key: str) -> bool:
+    """Whether a key has a part in a stage's results: the architecture has it, and it says something of its own."""
+    if key == "hardware.compute" and config["hardware"]["compute"] == config["model"]["dtype"]:
+        return False  # as it always was before there was this key
+    return has(config, key)
 
 
 def _field(config: Config, key: str, fingerprints: Fingerprints) -> Any:

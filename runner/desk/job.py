@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from runner.desk import graph, launch, notes, provenance, show
-from runner.desk.config import Checked, check
+from runner.desk.config import MACHINE, Checked, check
 from runner.desk.faults import Fault, Refused
 from runner.desk.fingerprints import Fingerprints
 from runner.desk.graph import PlannedStage
-from runner.desk.needs import short_of_disk, short_of_memory
+from runner.desk.needs import casts_layerwise, short_of_disk, short_of_memory
 from runner.desk.precedence import explicit
 from runner.desk.probe import probe
 from runner.desk.store import Store
@@ -104,6 +104,9 @@ def prepare(composed: DictConfig, overrides: Sequence[str]) -> Job:
 
 def plan(checked: Checked, typed: Sequence[str]) -> Job:
     """Plan a checked configuration. Raises Refused where a stage must run and the store cannot take what it writes."""
+    if checked.config["hardware"]["layerwise_casting"] is None:
+        checked.config["hardware"]["layerwise_casting"] = casts_layerwise(checked.config)
+        checked.origin["hardware.layerwise_casting"] = MACHINE
     store = Store(Path(checked.config["output"]) / ".store")
     fingerprints = Fingerprints(store.root / "fingerprints.json")
     if (unread := graph.unread(checked.config, fingerprints)) > 1 << 30:
@@ -111,6 +114,8 @@ def plan(checked: Checked, typed: Sequence[str]) -> Job:
     planned = graph.plan(checked.config, store, fingerprints)
     for note in notes.notes(checked.config, fingerprints):
         print(note, file=sys.stderr)
+    if checked.compute.warning:
+        print(checked.compute.warning, file=sys.stderr)
     fingerprints.save()
     if warning := short_of_memory(planned, checked.config):
         print(warning, file=sys.stderr)
@@ -131,10 +136,10 @@ def follow(job: Job, folder: Path, claimed: bool = False) -> Path | None:
     """
     if job.config["show"]:
         measured = probe(job) if job.config["show"] == "estimate" else None
-        show.show_plan(job.planned, job.checked.checkpoint, None, measured)
+        show.show_plan(job.planned, job.checked, None, measured)
         return None
     run = folder if claimed else claim(folder)
-    show.show_plan(job.planned, job.checked.checkpoint, run)
+    show.show_plan(job.planned, job.checked, run)
     try:
         job.write(run)
     except OSError as error:

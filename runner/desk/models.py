@@ -25,7 +25,9 @@ class Model(Section):
     name: str = Field(description=NAME)
     checkpoint: Text = Field(description="the weights: a folder, for some models a hub id or embedded")
     revision: Text | None = Field(description="revision of a hub id; a checkpoint is taken for a hub id only with one")
-    dtype: Literal["bf16", "fp16", "fp32"] = Field(description="what weights and activations are computed in")
+    dtype: Literal["bf16", "fp16", "fp32"] = Field(
+        description="what the weights and an export are in; hardware.compute says what is computed in"
+    )
     batch_size: int = Field(ge=1, description="prompts generated at once")
     keep_float: list[Text] = Field(description="linears that are known to suffer from quantization, as name patterns")
 

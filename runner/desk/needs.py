@@ -21,6 +21,7 @@ from runner.desk.checkpoints import shapes_of, weight_files
 from runner.desk.faults import Fault
 from runner.desk.forwards import forwards, shared
 from runner.desk.wording import lacks, plain, size
+from runner.hardware.compute import BYTES
 from runner.model import headers
 from runner.model.shapes import Shapes
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from runner.desk.store import Store
 
 Config = Mapping[str, Any]
-BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}  # an element
 BINS = 962  # of a histogram; a test holds the statistics to this number
 HEAD = 180  # bytes of a small safetensors file beside its tensors
 VIDEO = 0.05  # of an mp4's bytes in those of its frames, at most
@@ -43,7 +43,10 @@ class Needs:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.item = BYTES[config["model"]["dtype"]]
+        hardware, dtype = config["hardware"], config["model"]["dtype"]
+        self.item = BYTES[hardware["compute"]]  # of what is computed: latents, calls, activations
+        self.stored = BYTES[dtype]  # of what is exported
+        self.held = self.stored if hardware["layerwise_casting"] else self.item  # of weights in memory
 
     @cached_property
     def shapes(self) -> Shapes | None:
@@ -80,6 +83,8 @@ class Needs:
         parts: dict[str, float] = dict(self._weights)
         if does == "quantize":
             parts["transformer"] += 2 * self._exported()  # made, then read again
+            if config["hardware"]["compute"] != config["model"]["dtype"]:  # beside the weights as they are
+                parts["transformer"] += self._weights["transformer"] * self.stored / self.held
         elif does == "sample" and config["quant"]["scheme"] != "none":
             parts["transformer"] += self._exported()  # beside the float one, to be timed in turn with it
         held = max(parts.values()) if config["hardware"]["offload"] else sum(parts.values())
@@ -126,7 +131,7 @@ class Needs:
 
     @cached_property
     def _weights(self) -> dict[str, int] | None:
-        """Bytes of each part of the model in its dtype; None if one of them is on the hub."""
+        """Bytes of each part of the model as it is held; None if one of them is on the hub."""
         found: dict[str, dict[str, int]] = {}
         for name, file in weight_files(self.config).items():
             if not isinstance(file, Path):
@@ -135,7 +140,7 @@ class Needs:
             for tensor, shape in headers.sizes(file):
                 if not (name.startswith("text_encoder") and tensor.startswith(DECODER)):
                     elements += math.prod(shape)
-            kinds[file.suffix] = kinds.get(file.suffix, 0) + self.item * elements
+            kinds[file.suffix] = kinds.get(file.suffix, 0) + self.held * elements
         return {part: max(kinds.values()) for part, kinds in found.items()}  # one kind of file is read
 
     def _exported(self) -> float:
@@ -152,9 +157,9 @@ class Needs:
                 linear = kind == "weight" and len(shape) == 2
                 chosen = any(fnmatchcase(layer, pattern) for pattern in quant["include"])
                 if linear and chosen and not any(fnmatchcase(layer, pattern) for pattern in quant["exclude"]):
-                    found += math.prod(shape) + shape[0] * (2 * self.item + 4 + (4 if self.item == 2 else 8))
+                    found += math.prod(shape) + shape[0] * (2 * self.stored + 4 + (4 if self.stored == 2 else 8))
                 else:
-                    found += self.item * math.prod(shape)
+                    found += self.stored * math.prod(shape)
         return found
 
 
@@ -190,6 +195,23 @@ def short_of_memory(planned: Sequence[PlannedStage], config: Config) -> str | No
     if config["hardware"]["device"] != "cpu" or not there or most.action != "run" or takes <= there:
         return None
     return f"memory   {most.stage} {lacks(takes, 'this machine', there)}"
+
+
+def casts_layerwise(config: Config) -> bool:
+    """Whether memory forbids to hold the weights in what is computed in, and lets them stay as they are stored."""
+    there = int(str(machine.describe()["memory"]))
+    hardware = config["hardware"]
+    if hardware["device"] != "cpu" or not there or BYTES[hardware["compute"]] <= BYTES[config["model"]["dtype"]]:
+        return False
+    stages = ["dump", *(["quantize"] if config["quant"]["scheme"] != "none" else []), "sample"]
+
+    def peak(layerwise: bool) -> int:
+        as_held = {**config, "hardware": {**hardware, "layerwise_casting": layerwise}}
+        needs = Needs(as_held)
+        return max(needs.memory(stage, as_held) or 0 for stage in stages)
+
+    whole = peak(False)
+    return whole > there and peak(True) < whole
 
 
 def _size(folder: Path) -> int:

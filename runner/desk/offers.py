@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from runner.desk import recipes
-from runner.desk.checkpoints import rules_of
 from runner.desk.faults import spell
 from runner.desk.precedence import defaults
 from runner.desk.schema import AVAILABLE, Config, architectures, field
 from runner.desk.stages import STAGES
+from runner.model import rules_of
 
 OPTIONS = ("--help", "--cfg", "--info", "--multirun", "--resolve", "--package")
 # What stands in a recipe for a value that comes from elsewhere: it must be given, or it is another key's.

@@ -162,6 +162,8 @@ def _as_told(told: Mapping[str, Any], places: Mapping[str, str], output: Path) -
         name: {**defaults.get(name, {}), **section} if isinstance(section, dict) else section
         for name, section in {**defaults, **config}.items()
     }
+    if "compute" not in config["hardware"]:  # before there was this key, a run computed in what its weights are
+        again["hardware"]["compute"] = config["model"]["dtype"]
     if told["checkpoint"].get("embedded"):  # wherever this installation has them
         places = {"model.checkpoint": EMBEDDED, **places}
     if "model.checkpoint" in places:  # what was found beside the weights is looked for beside them again

@@ -18,6 +18,7 @@ from runner.desk.faults import Fault, nearest, spell
 from runner.desk.forwards import evaluations
 from runner.desk.precedence import Explicit
 from runner.desk.stages import STAGES
+from runner.model import rules_of
 from runner.parallel import rules as parallel
 
 # Folders and files: relative to the working folder when given, absolute in run.json.
@@ -70,7 +71,7 @@ def between(
     if not good("model", "model.name"):
         return
     model = config["model"]
-    rules = checkpoints.rules_of(model)
+    rules = rules_of(model)
     if checkpoint is not None and good("model.checkpoint"):
         model["checkpoint"] = checkpoint.path
     if not any(key.startswith("sampler") for key in wrong):
@@ -135,7 +136,7 @@ def _prompts(config: dict[str, Any], good: Any, model: Mapping[str, Any]) -> Ite
 
 def _references(prompts: dict[str, Any], good: Any, model: Mapping[str, Any]) -> Iterator[Fault]:
     """Have each prompt of text say which images and videos go with it, and how."""
-    names, rules = ("references", "mask_strategy"), checkpoints.rules_of(model)
+    names, rules = ("references", "mask_strategy"), rules_of(model)
     given = [checkpoints.shipped(prompts[names[0]], model), prompts[names[1]]]
     if not hasattr(rules, "with_references"):
         for name, value in zip(names, given, strict=True):

@@ -167,6 +167,13 @@ class Parallel(Section):
 
 class Hardware(Section):
     device: Literal["cpu", "cuda", "npu", "gcu"] = Field(description="where the model runs")
+    compute: Literal["auto", "bf16", "fp16", "fp32"] = Field(
+        description="what is computed in; auto: what the device multiplies fastest of what holds the weights"
+    )
+    layerwise_casting: bool | None = Field(
+        description="weights stay in model.dtype and are cast layer by layer as they compute: less memory, same "
+        "results; null: where memory forbids to cast them all"
+    )
     offload: bool = Field(
         description="parts wait on the host while another works on the device: less of its memory, same results"
     )

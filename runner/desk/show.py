@@ -15,7 +15,7 @@ from runner.desk.wording import plain, seconds, size
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runner.desk.checkpoints import Checkpoint
+    from runner.desk.config import Checked
     from runner.desk.graph import PlannedStage
     from runner.desk.probe import Probe
 
@@ -102,16 +102,23 @@ def terminal() -> Console:
     return console
 
 
-def show_plan(
-    planned: Sequence[PlannedStage], checkpoint: Checkpoint, run: Path | None, probe: Probe | None = None
-) -> None:
-    """Print which weights are used, where the run goes (None: nowhere, it is only shown), and the stages; by a `probe`,
-    how long each takes."""
+def _compute(checked: Checked) -> str:
+    """What is computed in and why, in a few words."""
+    layerwise = checked.config["hardware"]["layerwise_casting"]
+    by = "" if checked.origin["hardware.layerwise_casting"] != "machine" else ", which this machine's memory asks for"
+    casting = f"; weights stay {checked.config['model']['dtype']} and are cast layer by layer{by}" if layerwise else ""
+    return f"{checked.compute.dtype}: {checked.compute.why}{casting}"
+
+
+def show_plan(planned: Sequence[PlannedStage], checked: Checked, run: Path | None, probe: Probe | None = None) -> None:
+    """Print which weights are used, what is computed in, where the run goes (None: nowhere, it is only shown), and the
+    stages; by a `probe`, how long each takes."""
     from rich import box
     from rich.table import Table
 
     console = terminal()
-    console.print(f"weights  {checkpoint.label}", soft_wrap=True, markup=False)
+    console.print(f"weights  {checked.checkpoint.label}", soft_wrap=True, markup=False)
+    console.print(f"compute  {_compute(checked)}", soft_wrap=True, markup=False)
     if run is not None:
         console.print(f"run      {run}", soft_wrap=True, markup=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -42,7 +42,7 @@ GENERATION = (
     "model.call", "model.blocks", "model.text_encoder_3",
     "sampler.sample_method", "sampler.num_sampling_steps", "sampler.guidance_scale",
     "sampler.guidance_batch", "sampler.schedule", "sampler.noise",
-    "recording.steps", "hardware.device", "parallel.ulysses", "parallel.vae",
+    "recording.steps", "hardware.device", "hardware.compute", "parallel.ulysses", "parallel.vae",
 )  # fmt: skip
 
 SEARCH = ("sampler.search", "sampler.neighbour_type", "sampler.monte_carlo_iters", "sampler.videos_path")

@@ -39,6 +39,11 @@ def apply_template(model: Mapping[str, Any], prompt: str) -> str:
     return _room(model).apply_template(prompt, model["template"]) if "template" in model else prompt
 
 
+def rules_of(model: Mapping[str, Any]) -> Any:
+    """The rules of a model section's architecture: a module without torch."""
+    return import_module(f"{__name__}.{model['name']}.rules")
+
+
 def _declare(model: Mapping[str, Any], transformer: Any) -> Any:
     """Have the transformer declare the lists of blocks that the model section names, if it names any."""
     if (lists := model.get("blocks")) is not None:

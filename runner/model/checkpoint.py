@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from runner.model import object_file
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # as model.dtype has them
 LISTED = 12  # tensors named per kind of misfit before the rest is only counted
 WITHOUT_EFFECT = ("low_cpu_mem_usage", "use_safetensors", "disable_mmap")  # loading here is already as they ask
 

@@ -54,6 +54,13 @@ def receive(source: int) -> Any:
     return box[0]
 
 
+def gather(message: Any) -> list[Any]:
+    """What every process says, by rank, on each of them."""
+    said: list[Any] = [None] * size()
+    dist.all_gather_object(said, message)
+    return said
+
+
 @contextmanager
 def _lost(peer: int) -> Iterator[None]:
     try:

@@ -22,12 +22,25 @@ from runner.recording import Recording, write_call
 from runner.statistics import LinearStatistics
 
 
-def write_calib_data(recording: Recording, transformer: nn.Module, file: Path, *, timesteps: bool = False) -> None:
-    """Write every recorded call of the calibration prompts to `file`, in the order in which they were made."""
+def write_calib_data(
+    recording: Recording,
+    transformer: nn.Module,
+    file: Path,
+    *,
+    timesteps: bool = False,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write every recorded call of the calibration prompts to `file`, in the order in which they were made.
+
+    With `dtype`, latents and embeddings are cast to it: that of the weights, where something else was computed in.
+    Scalars of a sample (timesteps, sizes) stay as they were.
+    """
     signature = inspect.signature(type(transformer).forward)
     records: list[Any] = []
     for part in recording.parts("calibration"):
         for step, call in enumerate(recording.calls(part)):
+            if dtype is not None:
+                call = {name: moved(value, "cpu", dtype) if _is_wide(value) else value for name, value in call.items()}
             bound = signature.bind(transformer, **call)
             bound.apply_defaults()
             args = list(bound.args[1:])
@@ -38,6 +51,10 @@ def write_calib_data(recording: Recording, transformer: nn.Module, file: Path, *
             )
     with file.open("wb") as stream:  # through a stream: given a path, torch.save would put its name into the bytes
         torch.save(records, stream)
+
+
+def _is_wide(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 1
 
 
 def replay(file: Path, transformer: nn.Module, draft: Path) -> list[dict[str, Any]]:

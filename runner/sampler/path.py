@@ -61,7 +61,7 @@ class WienerPath:
             generator = torch.Generator("cpu").manual_seed(
                 int.from_bytes(hashlib.sha256(name).digest()[:8], "big") >> 1
             )
-            noise = randn_tensor(tuple(below.shape), generator=generator, dtype=torch.float32)
+            noise = torch.empty(tuple(below.shape)).normal_(generator=generator)  # float32, whatever `dtype`
             middle = (low + high) / 2
             value = (below + above) / 2 + ((high - low) / 4) ** 0.5 * noise
             if abs(u - middle) <= SAME * (high - low):

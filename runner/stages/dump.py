@@ -20,6 +20,7 @@ from runner.block_times import BlockTimes
 from runner.cache import rules
 from runner.durable import finish, unfinished
 from runner.generation import Clock, forwards, frame_rate, generate, save_part
+from runner.hardware.casting import DTYPES
 from runner.movement import Boundaries
 from runner.offload import on_device
 from runner.parallel.cfg import content, mirrored
@@ -96,9 +97,9 @@ def run(context: Context, draft: Path) -> None:
     (draft / "prompts.json").write_text(json.dumps(entries, indent=2))
     if config["dump"]["format"] != "safetensors":
         file = draft / "calib_data.pth"
-        write_calib_data(
-            Recording(draft), pipeline.transformer, file, timesteps=config["dump"]["format"] == "pth_timestep"
-        )
+        by_step, dtype = config["dump"]["format"] == "pth_timestep", config["model"]["dtype"]
+        stored = None if config["hardware"]["compute"] == dtype else DTYPES[dtype]
+        write_calib_data(Recording(draft), pipeline.transformer, file, timesteps=by_step, dtype=stored)
 
 
 def _run_batch(

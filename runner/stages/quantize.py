@@ -16,7 +16,7 @@ from typing import Any, cast
 import torch
 
 from runner.bench import Context
-from runner.model import skeleton
+from runner.model import load_transformer, skeleton
 from runner.offload import on_device
 from runner.progress import Ticker
 from runner.quant import export, scheme
@@ -35,7 +35,11 @@ def run(context: Context, draft: Path) -> None:
     ranges = {name: Range(**ends) for name, ends in calibrated["layers"].items()}
     method = scheme(config["quant"]["scheme"])
     transformer = on_device(context.pipeline().transformer)
-    export.save(draft, *method.quantize(transformer, ranges, list(ranges)))
+    # What is exported is made of the weights as they are, whatever is computed in.
+    as_computed = config["hardware"]["compute"] == config["model"]["dtype"]
+    stored = transformer if as_computed else load_transformer(config["model"], "cpu")
+    export.save(draft, *method.quantize(stored, ranges, list(ranges)))
+    del stored
 
     fresh = method.apply(skeleton(config["model"]), *export.load(draft)).to(transformer.device)
     quantized = {name: cast(W8A8Linear, fresh.get_submodule(name)) for name in ranges}

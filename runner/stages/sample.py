@@ -17,7 +17,7 @@ from typing import Any
 from safetensors.torch import load_file
 
 from runner.arguments import moved
-from runner.bench import Context
+from runner.bench import Context, float_transformer
 from runner.cache import rules
 from runner.cache.policy import Policy
 from runner.cache.reuse import Reuse
@@ -27,7 +27,7 @@ from runner.generation import Clock, forwards, frame_rate, generate, race, save_
 from runner.media import contact_sheet
 from runner.metrics.compare import Clip, compare
 from runner.metrics.perceptual import ClipScore, Lpips
-from runner.model import blocks, load_transformer
+from runner.model import blocks
 from runner.offload import on_device
 from runner.parallel.cfg import mirrored
 from runner.quant.ledger import count
@@ -61,9 +61,8 @@ def run(context: Context, draft: Path) -> None:
         ledger = count(transformer, call)
         metrics["ledger"] = asdict(ledger) | {"int8_share": ledger.int8_share}
         if config["timing"]["repeats"]:
-            float_transformer = load_transformer(config["model"], context.hardware.DEVICE)
             context.measurements |= race(
-                float_transformer,
+                float_transformer(config),
                 transformer,
                 call,
                 context.hardware,

@@ -28,7 +28,7 @@ EVERYTHING = {
     "model.clean_caption": False, "model.enable_tiling": True, "model.tile_overlap_factor": 0.5,
     "model.save_memory": True, "sampler.sample_method": "DDIM", "sampler.num_sampling_steps": 4,
     "sampler.guidance_scale": 2.0, "sampler.guidance_batch": "separate", "sampler.noise": "path",
-    "hardware.device": "cuda", "parallel.ulysses": 2,
+    "hardware.device": "cuda", "hardware.compute": "fp16", "parallel.ulysses": 2,
     "parallel.vae": True, "dump.format": "pth", "prompts.text": ["other"],
     "prompts.calibration": ["other"],
 }  # fmt: skip
@@ -46,7 +46,7 @@ NOTHING = {
     "sampler.monte_carlo_iters": 3, "recording.steps": 50, "recording.lags": 3,
     "sampler.save_dir": "/s", "parallel.world_size": 2, "parallel.cfg": True, "parallel.nodes": 2,
     "parallel.master_addr": "here", "parallel.master_port": 1, "hardware.env": {"A": "1"},
-    "hardware.offload": True, "dump.folder": "/d",
+    "hardware.offload": True, "hardware.layerwise_casting": True, "dump.folder": "/d",
     "sample.folder": "/s", "timing.warmup": 3, "timing.repeats": 9,
     "timing.benchmark": True,
 }  # fmt: skip

@@ -12,8 +12,10 @@ from accelerate import init_empty_weights
 from safetensors import safe_open
 from torch import Tensor
 
+from runner.hardware.casting import DTYPES
+
 from .. import parts
-from ..checkpoint import DTYPES, CheckpointError
+from ..checkpoint import CheckpointError
 from . import folder as folders
 from .rules import checkpoint_faults
 

@@ -18,6 +18,7 @@ SAMPLE_METHODS = ()  # the folder says
 PARTS = ()  # all are in the folder
 GUIDANCE_BATCHES = (None,)  # the pipeline decides
 TRANSFORMER = "transformer"  # the folder in the checkpoint's that has its config.json
+NOISE_IN_DTYPE = False  # each pipeline draws noise as it likes
 HEADS = "num_attention_heads"  # the key there that says how many heads attention has
 # Arguments that make more of a call than text to images or to a video.
 OTHER_INPUTS = (

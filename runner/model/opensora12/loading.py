@@ -7,7 +7,9 @@ from typing import Any
 
 import torch
 
-from ..checkpoint import DTYPES, beside, hollow, locate, read_config
+from runner.hardware.casting import DTYPES
+
+from ..checkpoint import beside, hollow, locate, read_config
 from ..text import load_text_encoder
 from . import rules
 from .pipeline import OpenSora12Pipeline

@@ -23,6 +23,7 @@ RELEASED = {
     "vae3d": "OpenSora-VAE-v1.2",
 }
 CLASS_NAMES = ("STDiT3", "OpenSora12Transformer")  # what config.json may call the transformer: release, this project
+NOISE_IN_DTYPE = False  # noise is drawn in float32
 HEADS = "num_heads"  # the key of config.json that says how many heads attention has
 DEPTH = 28  # pairs of blocks of the release
 STEMS = ("model", "diffusion_pytorch_model")

@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from runner.hardware.casting import DTYPES
 from runner.sampler import make_scheduler
 
-from ..checkpoint import DTYPES, beside, hollow, locate, read_config
+from ..checkpoint import beside, hollow, locate, read_config
 from ..text import load_text_encoder
 from . import rules
 from .pipeline import OSP12Pipeline

@@ -19,6 +19,7 @@ AUTOENCODERS = ("CausalVAEModel_D4_4x8x8",)
 TEXT_ENCODER = "google/mt5-xxl"  # the release does not ship its text encoder
 TIME_FACTOR = 4  # frames a latent frame holds, after the first, which stands alone
 SIDE_FACTOR = 16  # pixels a token spans: 8 by the VAE, 2 by the patches
+NOISE_IN_DTYPE = True  # noise is drawn in what the transformer computes in
 MAX_SEQUENCE_LENGTH = 512  # tokens of text that the model was trained with
 HEADS = "num_attention_heads"  # the key of config.json that says how many heads attention has
 LAYERS = 32  # blocks of the release

@@ -23,6 +23,7 @@ from runner.model.diffusers.rules import (  # noqa: F401  # for the desk
 )
 
 GUIDANCE_BATCHES = ("joint",)  # the pipeline knows no other
+NOISE_IN_DTYPE = True  # noise is drawn in what the text encoders compute in
 PIPELINE = "StableDiffusion3Pipeline"
 THIRD = ("text_encoder_3", "tokenizer_3")
 
