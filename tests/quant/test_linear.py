@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.quant import kernels
+from runner.quant.kernels.products import COMMON, FUSED
 from runner.quant.linear import W8A8Linear
 from runner.quant.observers import Range
 from runner.quant.w8a8 import quantize_linear
@@ -102,10 +103,10 @@ def test_inputs_are_left_alone_and_wrong_widths_refused() -> None:
         layer(torch.randn(4, 96))
 
 
-@pytest.mark.parametrize("name", [name for name in kernels.KERNELS if kernels.exact(name, "cpu")])
+@pytest.mark.parametrize("name", [name for name in FUSED | COMMON if kernels.exact(name, "cpu")])
 def test_all_kernels_give_the_same_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = make()(torch.linspace(-4, 5, 96).view(2, 48))
-    monkeypatch.setattr(kernels, "choose", lambda _: name)
+    monkeypatch.setattr(kernels, "choose", lambda *_: name)
     got = make()(torch.linspace(-4, 5, 96).view(2, 48))
     torch.testing.assert_close(got, reference, rtol=1e-6, atol=1e-6)
 
@@ -115,7 +116,7 @@ def test_weights_are_packed_once() -> None:
     calls = []
     bind = kernels.bind
 
-    def counted(*operands: Any) -> Callable[[Tensor], Tensor]:
+    def counted(*operands: Any) -> tuple[Callable[[Tensor], Tensor], int]:
         calls.append(1)
         return bind(*operands)
 
