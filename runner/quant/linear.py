@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.quant import kernels
+
+log = logging.getLogger(__name__)
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -109,3 +112,16 @@ class W8A8Linear(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_compute": None, "packed_bytes": 0}  # a layout can be neither copied nor pickled
+
+
+def computed_with(model: nn.Module) -> dict[str, Any]:
+    """For measurements: the kernels that this process has chosen, and the bytes of the model's int8 weights and of the
+    layouts that its kernels hold beside them. The log says where these are more than twice the weights."""
+    layers = [module for module in model.modules() if isinstance(module, W8A8Linear)]
+    weights, packed = sum(layer.weight.numel() for layer in layers), sum(layer.packed_bytes for layer in layers)
+    if packed > 2 * weights:
+        log.warning(
+            "%d quantized linears hold %.1f MB for their kernels beside %.1f MB of int8 weights: %.1f times as much",
+            *(len(layers), packed / 1e6, weights / 1e6, packed / weights),
+        )
+    return {"choices": kernels.choices(), "weight_bytes": weights, "packed_bytes": packed}

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from runner.quant import kernels
 from runner.quant.kernels.products import COMMON, FUSED
-from runner.quant.linear import W8A8Linear
+from runner.quant.linear import W8A8Linear, computed_with
 from runner.quant.observers import Range
 from runner.quant.w8a8 import quantize_linear
 
@@ -138,3 +138,21 @@ def test_the_weight_it_computes_with() -> None:
     step = linear.weight.float().abs().amax(1, keepdim=True) / 127
     assert ((weight - linear.weight.float()).abs() <= step / 2 * (1 + 1e-5)).all()
     assert repr(make()) == "W8A8Linear(in_features=48, out_features=40, bias=True)"
+
+
+def test_what_kernels_hold_is_told_and_said_where_it_is_much(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(make(), make(k=40))
+    for name, factor in (("onednn", 1), ("float_kept", 4)):
+        if not kernels.exact(name, "cpu"):
+            continue
+        monkeypatch.setattr(kernels, "choose", lambda *_, name=name: name)
+        for layer in model:
+            layer.drop_packed()
+        model(torch.randn(3, 48))
+        told, weights = computed_with(model), 40 * 48 + 40 * 40
+        assert told == {"choices": kernels.choices(), "weight_bytes": weights, "packed_bytes": factor * weights}
+    assert caplog.messages == [
+        "2 quantized linears hold 0.0 MB for their kernels beside 0.0 MB of int8 weights: 4.0 times as much"
+    ]
