@@ -31,6 +31,7 @@ Part = Callable[[Tensor], Tensor]
 
 LARGEST = 2**24  # float32 holds every integer up to here
 BLOCK = 64  # columns: slices of K are multiples of it
+ROWS = 64  # of a weight at a time, where there are intermediate results
 ALIGNED = 8  # oneDNN halves some K (258 to 768) wherever that is: through a pair, if it is not a multiple of 4
 
 
@@ -129,17 +130,20 @@ ONEDNN = ("onednn", "carries")  # these need oneDNN and a CPU, and take uint8
 
 def _carried(weight: Tensor) -> tuple[Tensor, list[Part]]:
     """Columns int8 [N, K'] without a pair beyond 128, and what makes the inputs of each further level of the last."""
-    level = F.pad(weight, (0, weight.shape[1] % 2)).to(torch.int16)
+    level = F.pad(weight, (0, weight.shape[1] % 2))  # a copy
     levels, takes = [], list[Part]()
     while True:
-        pairs = level[:, ::2] + level[:, 1::2]
-        excess = pairs - pairs.clamp(-128, 128)
-        level[:, ::2] -= excess
-        levels.append(level.to(torch.int8))
-        carrying = excess.any(dim=0).nonzero().flatten()
+        excess = torch.empty_like(level[:, ::2])
+        for each, above in zip(level.split(ROWS), excess.split(ROWS), strict=True):  # 16 bits of a few rows: in cache
+            wide = each.to(torch.int16)
+            pairs = wide[:, ::2] + wide[:, 1::2]
+            above.copy_(pairs.sub_(pairs.clamp(-128, 128)))
+            each[:, ::2] -= above
+        levels.append(level)
+        carrying = (excess.amax(dim=0) | excess.amin(dim=0)).nonzero().flatten()
         if not len(carrying):
             columns = torch.cat(levels, dim=1)
-            return F.pad(columns, (0, -columns.shape[1] % ALIGNED)), takes
+            return _padded(columns, -columns.shape[1] % ALIGNED), takes
         odd = len(carrying) % 2  # every level is whole pairs
         if 2 * len(carrying) > excess.shape[1]:
             odd = excess.shape[1] % 2
@@ -147,7 +151,7 @@ def _carried(weight: Tensor) -> tuple[Tensor, list[Part]]:
         else:
             excess, chosen = excess[:, carrying], 2 * torch.cat([carrying, carrying[:odd]])
             takes.append(lambda x, chosen=chosen: x.index_select(-1, chosen))  # type: ignore[misc]
-        level = F.pad(excess, (0, odd))
+        level = _padded(excess, odd)
 
 
 def _padded(x: Tensor, columns: int) -> Tensor:
@@ -189,15 +193,14 @@ def _sliced(
 
 def _sizes(weight: Tensor, limit: int) -> list[int]:
     """Widths of slices of K in each of which no row's magnitudes sum to more than `limit`, 2^13 or more."""
-    blocks = F.pad(weight, (0, -weight.shape[1] % BLOCK)).unflatten(1, (-1, BLOCK)).to(torch.int32).abs_().sum(dim=2)
-    sizes, held = [0], torch.zeros_like(blocks[:, 0])
-    for block in blocks.unbind(dim=1):
-        held = held + block
+    sizes, held = [0], torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device)
+    for block in weight.split(BLOCK, dim=1):
+        sums = block.to(torch.int16).abs_().sum(dim=1, dtype=torch.int32)
+        held = held + sums
         if sizes[-1] and int(held.max()) > limit:
             sizes.append(0)
-            held = block
-        sizes[-1] += BLOCK
-    sizes[-1] -= sum(sizes) - weight.shape[1]
+            held = sums
+        sizes[-1] += block.shape[1]
     return sizes
 
 
