@@ -24,6 +24,7 @@ from runner.desk.wording import lacks, plain, size
 from runner.hardware.compute import BYTES
 from runner.model import headers
 from runner.model.shapes import Shapes
+from runner.quant import cost
 
 if TYPE_CHECKING:
     from runner.desk.graph import PlannedStage
@@ -81,12 +82,15 @@ class Needs:
         batch = config["model"]["batch_size"]
         working = self.item * batch * max(self.shapes.forward * branches, self.shapes.decode)
         parts: dict[str, float] = dict(self._weights)
+        packed = cost.packed_bytes() if config["hardware"]["device"] == "cpu" else 0
         if does == "quantize":
-            parts["transformer"] += 2 * self._exported()  # made, then read again
+            parts["transformer"] += self._exported() + self._exported(packed)  # made, then read again and computed with
             if config["hardware"]["compute"] != config["model"]["dtype"]:  # beside the weights as they are
                 parts["transformer"] += self._weights["transformer"] * self.stored / self.held
         elif does == "sample" and config["quant"]["scheme"] != "none":
-            parts["transformer"] += self._exported()  # beside the float one, to be timed in turn with it
+            parts["transformer"] += self._exported(packed)  # beside the float one, to be timed in turn with it
+        elif config["quant"]["scheme"] != "none" and does in ("search-cache", "benchmark"):  # one or the other
+            parts["transformer"] = max(parts["transformer"], self._exported(packed))
         held = max(parts.values()) if config["hardware"]["offload"] else sum(parts.values())
         if config["hardware"]["device"] == "cpu":
             return int(config["parallel"]["world_size"] * (held + working + PROCESS))
@@ -143,8 +147,8 @@ class Needs:
             kinds[file.suffix] = kinds.get(file.suffix, 0) + self.held * elements
         return {part: max(kinds.values()) for part, kinds in found.items()}  # one kind of file is read
 
-    def _exported(self) -> float:
-        """The transformer with a byte for each weight that is quantized."""
+    def _exported(self, packed: int = 0) -> float:
+        """The transformer with a byte, and `packed` more, for each weight that is quantized."""
         quant, found = self.config["quant"], 0.0
         left_out = self.shapes.recomputed if self.shapes else ()
         for name, file in weight_files(self.config).items():
@@ -157,7 +161,8 @@ class Needs:
                 linear = kind == "weight" and len(shape) == 2
                 chosen = any(fnmatchcase(layer, pattern) for pattern in quant["include"])
                 if linear and chosen and not any(fnmatchcase(layer, pattern) for pattern in quant["exclude"]):
-                    found += math.prod(shape) + shape[0] * (2 * self.stored + 4 + (4 if self.stored == 2 else 8))
+                    beside = 2 * self.stored + 4 + (4 if self.stored == 2 else 8)
+                    found += (1 + packed) * math.prod(shape) + shape[0] * beside
                 else:
                     found += self.stored * math.prod(shape)
         return found

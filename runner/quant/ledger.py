@@ -1,19 +1,20 @@
-"""The honest ledger of quantization: which integer products were executed, by the profiler's word and not by intent.
+"""The honest ledger of quantization: which products of 8-bit integers were executed, by what ran and not by intent.
 
-FLOPs are those of linears, 2 M N K each; attention and convolutions are no linears. Integer kernels are oneDNN's
-quantized linear (CPU) and torch._int_mm (CUDA; there M counts with its padding). A layer that fell back to float
-arithmetic for want of an integer kernel counts as float.
+FLOPs are those of linears, 2 M N K each, whatever a kernel pads or splits; attention and convolutions are no linears.
+A product counts as int8 if its operands are 8-bit integers and its sums exact, whatever unit multiplied them: that is
+chosen by time (runner.quant.kernels), so it is a measurement, and this a result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from runner.quant.linear import W8A8Linear
 
@@ -50,25 +51,43 @@ class LayerRow:
 @torch.no_grad()
 def count(model: nn.Module, call: Mapping[str, Any]) -> Ledger:
     """Run one forward of `model` on `call` (keyword arguments) under the profiler and read off its linear products."""
-    for module in model.modules():
-        if isinstance(module, W8A8Linear):
-            module.prepare()  # choosing a kernel computes products of its own
-    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+    layers = [module for module in model.modules() if isinstance(module, W8A8Linear)]
+    if not all(layer.is_prepared for layer in layers):
+        model(**call)  # choosing kernels computes products of its own
+    with _calls(layers) as calls, profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         model(**call)
-    matmuls = int8_flops = float_flops = 0
+    int8_flops = linear_flops = sum(calls.values())
     for event in profiler.events() or []:
-        if event.name not in ("onednn::qlinear_pointwise", "aten::_int_mm", "aten::linear"):
-            continue
-        shapes = event.input_shapes
-        rows, k = _size(shapes[0][:-1]), shapes[0][-1]
-        if event.name == "aten::linear":
-            float_flops += 2 * rows * k * shapes[1][0]
-            continue
-        # The packed weight is opaque; its scales (fifth argument) have one element for each output.
-        n = _size(shapes[4]) if event.name.startswith("onednn") else shapes[1][-1]
-        matmuls += 1
-        int8_flops += 2 * rows * k * n
-    return Ledger(matmuls, int8_flops, int8_flops + float_flops)
+        if event.name == "aten::linear" and not any(above.name in calls for above in _ancestors(event)):
+            linear_flops += 2 * _size(event.input_shapes[0]) * event.input_shapes[1][0]
+    return Ledger(len(calls), int8_flops, linear_flops)
+
+
+@contextmanager
+def _calls(layers: Iterable[W8A8Linear]) -> Iterator[dict[str, int]]:
+    """FLOPs of each call of these layers, under the name by which the profiler tells what is done in it."""
+    calls, running = dict[str, int](), list[record_function]()
+
+    def before(layer: W8A8Linear, args: tuple[Tensor, ...]) -> None:
+        name = f"W8A8Linear {len(calls)}"
+        calls[name] = 2 * args[0].numel() * layer.out_features
+        running.append(record_function(name))
+        running[-1].__enter__()
+
+    def after(*_: Any) -> None:
+        running.pop().__exit__(None, None, None)
+
+    hooks = [hook for m in layers for hook in (m.register_forward_pre_hook(before), m.register_forward_hook(after))]
+    try:
+        yield calls
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _ancestors(event: Any) -> Iterator[Any]:
+    while (event := event.cpu_parent) is not None:
+        yield event
 
 
 @torch.no_grad()

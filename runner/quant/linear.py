@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.quant import kernels
+
+log = logging.getLogger(__name__)
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -52,29 +55,31 @@ class W8A8Linear(nn.Module):
         self.register_buffer("quant_bias", quant_bias)
         self.register_buffer("deq_scale", deq_scale)
         self._compute: Callable[[Tensor], Tensor] | None = None
+        self.packed_bytes = 0  # that the kernel's own layout of the weights takes beside them
 
     def forward(self, x: Tensor) -> Tensor:
-        return (self._compute or self.prepare())(x)
+        if x.shape[-1] != self.in_features:
+            raise ValueError(f"a linear of {self.in_features} inputs got {list(x.shape)}")
+        if x.numel() == 0:
+            return x.new_empty(*x.shape[:-1], self.out_features)
+        return (self._compute or self._prepare(x))(x)
 
-    def prepare(self) -> Callable[[Tensor], Tensor]:
-        """Lay the weights out for this device's kernel; the first forward does it by itself."""
+    def _prepare(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Choose a kernel for inputs like `x` and lay the weights out for it. Later inputs take the same one."""
         scale, offset = self.input_scale.float(), int(self.input_offset)
-        linear = kernels.bind(self.weight, self.quant_bias, self.dequantization_scale(), scale, offset)
-        n, k = self.out_features, self.in_features
-
-        def compute(x: Tensor) -> Tensor:
-            if x.shape[-1] != k:
-                raise ValueError(f"a linear of {k} inputs got {list(x.shape)}")
-            if x.numel() == 0:
-                return x.new_empty(*x.shape[:-1], n)
-            return linear(x)
-
+        deq_scale = self.dequantization_scale()
+        compute, self.packed_bytes = kernels.bind(self.weight, self.quant_bias, deq_scale, scale, offset, x)
         self._compute = compute
         return compute
 
     def drop_packed(self) -> None:
         """Free the kernel's own layout of the weights; the next forward makes it again."""
-        self._compute = None
+        self._compute, self.packed_bytes = None, 0
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether a forward has chosen a kernel and laid the weights out for it."""
+        return self._compute is not None
 
     def dequantization_scale(self) -> Tensor:
         """deq_scale as numbers: float32 [N]."""
@@ -106,4 +111,17 @@ class W8A8Linear(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_compute": None}  # packed weights can be neither copied nor pickled
+        return {**self.__dict__, "_compute": None, "packed_bytes": 0}  # a layout can be neither copied nor pickled
+
+
+def computed_with(model: nn.Module) -> dict[str, Any]:
+    """For measurements: the kernels that this process has chosen, and the bytes of the model's int8 weights and of the
+    layouts that its kernels hold beside them. The log says where these are more than twice the weights."""
+    layers = [module for module in model.modules() if isinstance(module, W8A8Linear)]
+    weights, packed = sum(layer.weight.numel() for layer in layers), sum(layer.packed_bytes for layer in layers)
+    if packed > 2 * weights:
+        log.warning(
+            "%d quantized linears hold %.1f MB for their kernels beside %.1f MB of int8 weights: %.1f times as much",
+            *(len(layers), packed / 1e6, weights / 1e6, packed / weights),
+        )
+    return {"choices": kernels.choices(), "weight_bytes": weights, "packed_bytes": packed}

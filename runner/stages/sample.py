@@ -31,6 +31,7 @@ from runner.model import blocks
 from runner.offload import on_device
 from runner.parallel.cfg import mirrored
 from runner.quant.ledger import count
+from runner.quant.linear import computed_with
 from runner.recording import Recording
 from runner.steps import Steps
 
@@ -60,6 +61,7 @@ def run(context: Context, draft: Path) -> None:
         call = moved(call, transformer.device)
         ledger = count(transformer, call)
         metrics["ledger"] = asdict(ledger) | {"int8_share": ledger.int8_share}
+        context.measurements["kernels"] = computed_with(transformer)
         if config["timing"]["repeats"]:
             context.measurements |= race(
                 float_transformer(config),

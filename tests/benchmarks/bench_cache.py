@@ -31,6 +31,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from processor_line import say_processor
 from scipy.stats import spearmanr
 from torch import Tensor
 
@@ -422,6 +423,7 @@ def main() -> int:
     arguments, parts = ([each for each in options.parts if ("=" in each) == own] for own in (True, False))
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}; expected some of {', '.join(PARTS)}")
+    say_processor()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         scale = SHORT if options.short else FULL

@@ -22,6 +22,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from processor_line import say_processor
+
 ROOT = Path(__file__).parents[2]
 ROUNDS = 7
 SMALL = ["+recipe=osp12_w8a8", "sampler.num_sampling_steps=2", "model.num_frames=5", "timing.repeats=1"]
@@ -133,6 +135,7 @@ def store(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    say_processor()
     with tempfile.TemporaryDirectory() as folder:
         in_time = commands(Path(folder).resolve())
         store(Path(folder).resolve())

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from processor_line import say_processor
 
 from runner.embedded.evaluate import SHIPPED
 from runner.model import load_transformer
@@ -25,6 +26,7 @@ STEPS, ROUNDS = 4, 25
 
 
 def main() -> None:
+    say_processor()
     torch.set_num_threads(1)
     transformer = load_transformer({"name": "osp12", "checkpoint": SHIPPED["osp12"], "dtype": "bf16"}, "cpu")
     channels = transformer.config.caption_channels

@@ -20,6 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processor_line import say_processor
 from safetensors.torch import load_file
 
 from runner.embedded.evaluate import spread
@@ -138,6 +139,7 @@ def main() -> int:
     parser.add_argument("--steps", type=lambda text: [int(each) for each in text.split(",")], default=[50, 25])
     parser.add_argument("--draws", type=int, default=5, help="of Align Your Steps for each candidate")
     options = parser.parse_args()
+    say_processor()
     passed = [compare(options, steps) for steps in options.steps]
     print("\nreached" if all(passed) else "\nnot reached")
     return int(not all(passed))

@@ -26,6 +26,7 @@ from typing import Any
 
 import torch
 from bench_schedule import arguments, figures, made, run
+from processor_line import say_processor
 from torch.utils.flop_counter import FlopCounterMode
 
 from runner.bench import quantized_transformer
@@ -142,6 +143,7 @@ def main() -> int:
     parser = arguments(__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
+    say_processor()
     folders = arms(options)
     torch.set_num_threads(1)
     base = json.loads((folders["float"] / "run.json").read_text())["config"]

@@ -18,6 +18,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 
+from processor_line import say_processor
+
 from runner.desk.fingerprints import sha256
 from runner.desk.store import MANIFEST, Store
 from runner.durable import sync_tree
@@ -80,6 +82,7 @@ def main() -> None:
     for name, default in (("megabytes", 256), ("files", 64), ("rounds", 9)):
         parser.add_argument(f"--{name}", type=int, default=default)
     asked = parser.parse_args()
+    say_processor()
     with tempfile.TemporaryDirectory() as folder:
         data = os.urandom(asked.megabytes * 1_000_000 // asked.files)
         seconds = measure(Path(folder), data, asked.files, asked.rounds)

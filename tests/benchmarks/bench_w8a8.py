@@ -15,6 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from processor_line import say_processor
+
 from runner.embedded import world
 from runner.embedded.evaluate import SHIPPED, spread
 
@@ -26,6 +28,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--output", type=Path, default=Path("outputs"))
     options = parser.parse_args()
+    say_processor()
 
     name = f"bench_{options.model}_w8a8"
     prompts = options.output / f"{name}.txt"

@@ -135,6 +135,18 @@ def test_the_released_size(config, tmp_path):
     assert found.disk("dump", altered, {"calibration": ["a"]}) == pytest.approx(calls + 1.05 * frames, rel=0.1)
 
 
+@pytest.mark.parametrize("does", ["quantize", "sample", "benchmark"])
+def test_weights_that_kernels_keep_in_float_are_counted_where_int8_may_saturate(config, monkeypatch, does):
+    def on(flags: set[str], device: str = "cpu") -> int:
+        monkeypatch.setattr(needs.cost.processor, "flags", lambda: frozenset(flags))
+        hardware, quant = {**config["hardware"], "device": device}, {**config["quant"], "scheme": "w8a8"}
+        altered = {**config, "hardware": hardware, "quant": quant}
+        return Needs(altered).memory(does, altered)
+
+    assert on({"avx2", "avx_vnni"}) == on({"i8mm"}) < on({"avx2"}) == on(set())
+    assert on({"avx2"}, "cuda") == on({"i8mm"}, "cuda")
+
+
 def test_a_place_on_the_hub_tells_nothing(config):
     config["model"] |= {"checkpoint": "somebody/weights", "revision": "abc"}
     found = Needs(config)

@@ -85,7 +85,8 @@ model = {"name": "opensora12", "checkpoint": folder, "dtype": "fp16", "num_frame
          "max_sequence_length": 12, "fps": 8}
 sampler = {"sample_method": "RFLOW", "num_sampling_steps": 2, "guidance_scale": 4.0, "guidance_batch": "joint",
            "schedule": None, "noise": "draws"}
-config = {"model": model, "sampler": sampler, "hardware": {"device": device, "offload": False, "compute": "fp16", "layerwise_casting": False},
+hardware = {"device": device, "offload": False, "compute": "fp16", "layerwise_casting": False}
+config = {"model": model, "sampler": sampler, "hardware": hardware,
           "parallel": {"cfg": False}, "recording": {"steps": 2}}
 with Card(device):
     made = generate(Bench().pipeline(config), config, ["a red boat"], [1], open_device(device))

@@ -5,6 +5,7 @@ import torch
 from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
 
 from runner.quant import kernels
+from runner.quant.kernels.products import COMMON, FUSED
 from runner.quant.layers import select
 from runner.quant.ledger import Ledger, count, layer_table
 from runner.quant.w8a8 import apply, quantize
@@ -43,17 +44,16 @@ def test_a_float_model_has_no_integer_products(toy: ToyDiT, dtype: torch.dtype) 
     assert ledger.int8_share == 0
 
 
-@pytest.mark.parametrize(("kernel", "is_integer"), [("int_mm", True), ("float_slices", False)])
-def test_fallback_kernels_count_for_what_they_are(
-    toy: ToyDiT, monkeypatch: pytest.MonkeyPatch, kernel: str, is_integer: bool
-) -> None:
+@pytest.mark.parametrize("kernel", FUSED | COMMON)
+def test_what_time_chose_changes_nothing(toy: ToyDiT, monkeypatch: pytest.MonkeyPatch, kernel: str) -> None:
+    """The ledger is a result: its linears count once, however a kernel splits them and whatever it computes in."""
     if not kernels.exact(kernel, "cpu"):
         pytest.skip(f"{kernel} is not exact here")
-    monkeypatch.setattr(kernels, "choose", lambda _: kernel)
+    monkeypatch.setattr(kernels, "choose", lambda *_: kernel)
     model, call = quantized(toy, torch.float32), toy_call(1)
     ledger, table = count(model, call), layer_table(model, call)
+    assert ledger.int8_flops == sum(row.flops for row in table if row.quantized)
     assert ledger.linear_flops == sum(row.flops for row in table)
-    assert ledger.int8_flops == (sum(row.flops for row in table if row.quantized) if is_integer else 0)
 
 
 def test_it_counts_what_was_executed_not_what_was_meant(toy: ToyDiT) -> None:

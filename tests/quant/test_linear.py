@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from runner.quant import kernels
-from runner.quant.linear import W8A8Linear
+from runner.quant.kernels.products import COMMON, FUSED
+from runner.quant.linear import W8A8Linear, computed_with
 from runner.quant.observers import Range
 from runner.quant.w8a8 import quantize_linear
 
@@ -102,10 +103,10 @@ def test_inputs_are_left_alone_and_wrong_widths_refused() -> None:
         layer(torch.randn(4, 96))
 
 
-@pytest.mark.parametrize("name", [name for name in kernels.KERNELS if kernels.exact(name, "cpu")])
+@pytest.mark.parametrize("name", [name for name in FUSED | COMMON if kernels.exact(name, "cpu")])
 def test_all_kernels_give_the_same_layer(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     reference = make()(torch.linspace(-4, 5, 96).view(2, 48))
-    monkeypatch.setattr(kernels, "choose", lambda _: name)
+    monkeypatch.setattr(kernels, "choose", lambda *_: name)
     got = make()(torch.linspace(-4, 5, 96).view(2, 48))
     torch.testing.assert_close(got, reference, rtol=1e-6, atol=1e-6)
 
@@ -115,7 +116,7 @@ def test_weights_are_packed_once() -> None:
     calls = []
     bind = kernels.bind
 
-    def counted(*operands: Any) -> Callable[[Tensor], Tensor]:
+    def counted(*operands: Any) -> tuple[Callable[[Tensor], Tensor], int]:
         calls.append(1)
         return bind(*operands)
 
@@ -137,3 +138,21 @@ def test_the_weight_it_computes_with() -> None:
     step = linear.weight.float().abs().amax(1, keepdim=True) / 127
     assert ((weight - linear.weight.float()).abs() <= step / 2 * (1 + 1e-5)).all()
     assert repr(make()) == "W8A8Linear(in_features=48, out_features=40, bias=True)"
+
+
+def test_what_kernels_hold_is_told_and_said_where_it_is_much(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = nn.Sequential(make(), make(k=40))
+    for name, factor in (("onednn", 1), ("float_kept", 4)):
+        if not kernels.exact(name, "cpu"):
+            continue
+        monkeypatch.setattr(kernels, "choose", lambda *_, name=name: name)
+        for layer in model:
+            layer.drop_packed()
+        model(torch.randn(3, 48))
+        told, weights = computed_with(model), 40 * 48 + 40 * 40
+        assert told == {"choices": kernels.choices(), "weight_bytes": weights, "packed_bytes": factor * weights}
+    assert caplog.messages == [
+        "2 quantized linears hold 0.0 MB for their kernels beside 0.0 MB of int8 weights: 4.0 times as much"
+    ]
