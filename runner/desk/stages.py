@@ -29,7 +29,8 @@ NO_RESULT = (
     "model.keep_float", "quant.folder", "cache.save_path",
     "sampler.save_dir",
     "parallel.world_size", "parallel.cfg", "parallel.nodes", "parallel.master_addr", "parallel.master_port",
-    "hardware.env", "hardware.offload", "dump.folder", "sample.folder", "timing.benchmark",
+    "hardware.env", "hardware.offload", "hardware.layerwise_casting", "dump.folder", "sample.folder",
+    "timing.benchmark",
 )  # fmt: skip
 
 # What a generation is a function of, besides weights and prompts; the device and the dtype change bits.

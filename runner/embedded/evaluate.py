@@ -22,6 +22,8 @@ from runner.desk.checkpoints import EMBEDDED_FOLDER
 from runner.embedded import world
 from runner.embedded.judge import judge
 from runner.embedded.train_vae import decibels, held_out_clips, reconstruct, to_frames, to_video
+from runner.hardware.casting import autocast
+from runner.hardware.compute import decide
 from runner.model.osp12.pipeline import OSP12Pipeline
 from runner.sampler import make_scheduler
 
@@ -85,8 +87,8 @@ def film(pipeline: OSP12Pipeline, captions: Sequence[str], **asked: Any) -> Iter
 
 
 def decode(vae: Any, latents: torch.Tensor) -> np.ndarray:
-    """One clip, uint8 [T, H, W, 3], of scaled latents [1, 4, t, h, w]; bfloat16 whatever the weights' dtype."""
-    with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16):
+    """One clip, uint8 [T, H, W, 3], of scaled latents [1, 4, t, h, w]."""
+    with torch.no_grad(), autocast(vae.device):
         return to_frames(vae.decode(latents.to(vae.dtype) / vae.scaling_factor))[0]
 
 
@@ -132,17 +134,19 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=200, help="clips of all, half of each split (default 200)")
     parser.add_argument("--steps", type=int, help=f"default {', '.join(f'{v} of {k}' for k, v in STEPS.items())}")
     parser.add_argument("--guidance", type=float, default=2.0)
-    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16")
+    parser.add_argument("--dtype", choices=("bf16", "fp32"), default="bf16", help="what the weights are read in")
+    parser.add_argument("--compute", choices=("auto", "bf16", "fp32"), default="auto", help="as hardware.compute")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 
     steps, folder = options.steps or STEPS[options.model], options.checkpoint or SHIPPED[options.model]
-    model = {"checkpoint": str(folder), "dtype": options.dtype}
+    compute = decide(options.compute, options.device, options.dtype).dtype
+    model = {"checkpoint": str(folder), "dtype": compute}  # the shipped weights are bfloat16: both hold them
     sampler = {"steps": steps, "guidance": options.guidance}
     motions = world.motions_of(options.model)
     subject = {"osp12": _osp12, "sd3": _sd3, "opensora12": _opensora12}[options.model](model, options.device)
-    figures: dict[str, Any] = {**sampler, "dtype": options.dtype}
+    figures: dict[str, Any] = {**sampler, "dtype": options.dtype, "compute": compute}
     figures["vae"] = reconstruction_figures(*subject.reconstructions(min(options.clips, 100)))
     for index, split in enumerate(("seen", "unseen")):
         start = time.monotonic()

@@ -17,6 +17,7 @@ from runner.embedded.export import CLIPS, export_t5, size_of, write_weights
 from runner.embedded.heads import KINDS, Asked, Drawn
 from runner.embedded.text import build_encoder, write_json
 from runner.embedded.train_vae import start_quiet, to_frames, to_video
+from runner.hardware.casting import autocast
 from runner.model.opensora12.transformer import WHOLE_FLOATS, OpenSora12Transformer
 from runner.model.opensora12.vae import OpenSora12VAE
 
@@ -143,7 +144,7 @@ def reconstruct(vae: OpenSora12VAE, clips: list[np.ndarray]) -> list[np.ndarray]
     """Each clip through the means of its latents, uint8 [T, H, W, 3]."""
     found = []
     for clip in clips:
-        with torch.no_grad(), torch.autocast(vae.device.type, torch.bfloat16):
+        with torch.no_grad(), autocast(vae.device):
             latents = vae.encode(to_video([clip], vae.device), sample_posterior=False)
             found.append(to_frames(vae.decode(latents, len(clip)))[0])
     return found

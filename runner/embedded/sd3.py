@@ -22,6 +22,7 @@ from runner.embedded.export import size_of
 from runner.embedded.heads import KINDS, Asked, Drawn
 from runner.embedded.text import CLIP_LENGTH, build_clip_encoder, build_clip_tokenizer, save_clip_tokenizer
 from runner.embedded.train_vae import start_quiet, to_frames, to_video
+from runner.hardware.casting import autocast
 
 WIDTHS = (32, 64)  # of the two text encoders
 SHIFT = 3.0  # of the noise levels, the release's (arXiv 2403.03206, equation 23)
@@ -157,7 +158,7 @@ def reconstruct(vae: Any, stills: Iterable[np.ndarray]) -> list[np.ndarray]:
     """Each still through the mode of its latents, uint8 [1, H, W, 3]."""
     found = []
     for still in stills:
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with autocast(vae.device):
             latents = vae.encode(to_images([still], vae.device).to(vae.dtype)).latent_dist.mode()
             found.append(to_frames(vae.decode(latents).sample[:, :, None])[0])
     return found

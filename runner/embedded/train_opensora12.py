@@ -26,6 +26,7 @@ from runner.embedded.train_vae import (
     sample_window,
     to_video,
 )
+from runner.hardware.casting import autocast
 from runner.model.opensora12.pipeline import OpenSora12Pipeline
 from runner.model.opensora12.scheduler import START, RFlowScheduler
 from runner.model.opensora12.scheduler import timesteps as sampled_timesteps
@@ -92,7 +93,7 @@ def frame_latents(vae: OpenSora12VAE, seed: int, clips: int = 300) -> Tensor:
     rng, found = np.random.default_rng([seed, 8]), []
     for _ in range(clips):
         video = to_video([sample_window(rng, world.FRAMES)], vae.device)
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with autocast(vae.device):
             frames = vae.spatial.encode(video[0].transpose(0, 1)).latent_dist.mean
         found.append(frames.float().transpose(0, 1) * vae.scaling_factor)
     return torch.stack(found)
@@ -125,7 +126,7 @@ def encode_clips(vae: OpenSora12VAE, plan: TransformerPlan, path: Path) -> dict[
                 scene = world.scene(attributes, rng)
                 covered.append(cells(scene, frames)[None])
                 clip = to_video([world.render(scene, frames=frames)], vae.device)
-                with torch.autocast(vae.device.type, torch.bfloat16):
+                with autocast(vae.device):
                     rows.append(vae.encode(clip, noise).cpu())
                     firsts.append(vae.encode(clip[:, :, :1], noise).cpu())
         for key, latents in ((name, rows), (f"{name}_first", firsts), (f"{name}_cells", covered)):

@@ -29,6 +29,7 @@ from runner.embedded.sd3 import (
 from runner.embedded.text import build_clip_tokenizer
 from runner.embedded.train_transformer import TransformerPlan
 from runner.embedded.train_vae import VAEPlan, autoencode, autoencoder_optimizer, decibels
+from runner.hardware.casting import autocast
 
 VAE_PLAN = VAEPlan(phases=((1, 8, 600),))
 PLAN = TransformerPlan(iterations=8000, batch=32, rate=1.5e-3, clips=40, check_prompts=60)
@@ -68,7 +69,7 @@ def encode_stills(vae: Any, plan: TransformerPlan, path: Path) -> dict[str, Tens
         scenes = [world.scene(attributes, rng) for _ in range(plan.clips)]
         covered.append(torch.stack([cells(scene, 1) for scene in scenes]))
         images = to_images((world.render(scene, slice(0, 1))[0] for scene in scenes), vae.device)
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with autocast(vae.device):
             found.append([vae.encode(some).latent_dist for some in images.split(16)])
     means, deviations = (
         torch.stack([torch.cat([getattr(each, name).float().cpu() for each in row]) for row in found])

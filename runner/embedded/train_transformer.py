@@ -16,6 +16,7 @@ from runner.embedded.heads import KINDS, WORDS, Asked, Drawn, cells, places, wor
 from runner.embedded.journal import Journal, random_of, train_average
 from runner.embedded.text import build_encoder, build_tokenizer, tokenize
 from runner.embedded.train_vae import to_video
+from runner.hardware.casting import autocast
 from runner.model.osp12.transformer import OSP12Transformer
 from runner.model.osp12.vae import OSP12VAE
 
@@ -84,7 +85,7 @@ def encode_clips(vae: OSP12VAE, plan: TransformerPlan, path: Path) -> dict[str, 
         return {**torch.load(path, weights_only=True), "cells": covered}
     means, deviations = [], []
     for row in scenes:
-        with torch.autocast(vae.device.type, torch.bfloat16):
+        with autocast(vae.device):
             latents = [vae.encode(to_video([world.render(scene)], vae.device)).latent_dist for scene in row]
         means.append(torch.cat([each.mean.float().cpu() for each in latents]) * vae.scaling_factor)
         deviations.append(torch.cat([each.std.float().cpu() for each in latents]) * vae.scaling_factor)

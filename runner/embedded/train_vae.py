@@ -14,6 +14,7 @@ from torch import Tensor
 
 from runner.embedded import world
 from runner.embedded.journal import Journal, learning_rate, random_of, train
+from runner.hardware.casting import autocast
 from runner.model.osp12.vae import OSP12VAE
 
 
@@ -89,7 +90,7 @@ def decibels(frames: np.ndarray, reference: np.ndarray) -> float:
 def reconstruct(vae: OSP12VAE, clips: Iterable[np.ndarray]) -> list[np.ndarray]:
     """Each clip through the mode of its latents, uint8 [T, H, W, 3]."""
     device, dtype = vae.device, vae.dtype
-    with torch.autocast(device.type, torch.bfloat16):  # weights may be of any dtype
+    with autocast(device):  # weights may be of any dtype
         latents = [vae.encode(to_video([clip], device).to(dtype)).latent_dist.mode() for clip in clips]
         return [to_frames(vae.decode(each))[0] for each in latents]
 
@@ -159,7 +160,7 @@ def autoencode(
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with torch.autocast(pictures.device.type, torch.bfloat16):
+    with autocast(pictures.device):
         latents = encode(pictures).latent_dist
         sampled = latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise).to(pictures.device)
         output = decode(sampled)

@@ -13,8 +13,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runner.hardware.processor import bf16_feature
+
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}  # as the configuration has them
 LARGE = 2**16  # elements of a weight that stays as it is stored; smaller ones are cast for good
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 for the matrices and convolutions of a region where the device multiplies it fast, else nothing."""
+    fast = device.type != "cpu" or bf16_feature() is not None
+    return torch.autocast(device.type, torch.bfloat16, enabled=fast)
+
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -35,6 +35,7 @@ from processor_line import say_processor
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from runner.bench import Bench
 from runner.cache import exhaustive, probes, search
 from runner.cache.policy import GENERATIONS, Config, Policy, Rectangle
 from runner.cache.predict import Prediction
@@ -46,7 +47,6 @@ from runner.embedded.evaluate import spread
 from runner.generation import generate
 from runner.hardware import open_device
 from runner.metrics.video import relative_error
-from runner.model import load_pipeline
 from runner.movement import Movement
 from runner.recording import Recording
 from runner.steps import Steps
@@ -94,7 +94,7 @@ class Lab:
         subprocess.run([*command, f"output={folder}", *scale.arguments], check=True, stdout=sys.stderr)
         run = max((folder / "bench").iterdir(), key=lambda path: path.stat().st_mtime_ns)
         self.scale, self.config = scale, json.loads((run / "run.json").read_text())["config"]
-        self.pipeline = load_pipeline(self.config["model"], self.config["sampler"]["sample_method"], "cpu")
+        self.pipeline = Bench().pipeline(self.config)
         self.recording = recording = Recording(run / "dump")
         self.movements = [Movement.read(part) for part in recording.parts("calibration")]
         self.steps, self.blocks = len(self.movements[0].gram), self.movements[0].blocks

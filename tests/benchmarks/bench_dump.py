@@ -18,6 +18,7 @@ import torch
 from processor_line import say_processor
 
 from runner.embedded.evaluate import SHIPPED
+from runner.hardware.compute import decide
 from runner.model import load_transformer
 from runner.recording import Calls
 from runner.statistics import LinearStatistics
@@ -28,12 +29,13 @@ STEPS, ROUNDS = 4, 25
 def main() -> None:
     say_processor()
     torch.set_num_threads(1)
-    transformer = load_transformer({"name": "osp12", "checkpoint": SHIPPED["osp12"], "dtype": "bf16"}, "cpu")
+    compute = decide("auto", "cpu", "bf16").dtype
+    transformer = load_transformer({"name": "osp12", "checkpoint": SHIPPED["osp12"], "dtype": compute}, "cpu")
     channels = transformer.config.caption_channels
     call = {
-        "hidden_states": torch.randn(2, 4, 5, 8, 8, dtype=torch.bfloat16),
+        "hidden_states": torch.randn(2, 4, 5, 8, 8, dtype=transformer.dtype),
         "timestep": torch.tensor([500.0, 500.0]),
-        "encoder_hidden_states": torch.randn(2, 1, 16, channels, dtype=torch.bfloat16),
+        "encoder_hidden_states": torch.randn(2, 1, 16, channels, dtype=transformer.dtype),
         "encoder_attention_mask": (torch.arange(16) < 7).long().expand(2, 1, 16),
     }
     steps = SimpleNamespace(position=0, call=0)

@@ -29,14 +29,14 @@ from bench_schedule import arguments, figures, made, run
 from processor_line import say_processor
 from torch.utils.flop_counter import FlopCounterMode
 
-from runner.bench import quantized_transformer
+from runner.bench import Bench, quantized_transformer
 from runner.cache import rules
 from runner.cache.policy import Policy
 from runner.cache.reuse import Reuse
 from runner.generation import generate
 from runner.hardware import open_device
 from runner.metrics.paired import paired_interval
-from runner.model import blocks, load_pipeline
+from runner.model import blocks
 from runner.sampler import schedules
 from runner.steps import Steps
 
@@ -147,7 +147,7 @@ def main() -> int:
     folders = arms(options)
     torch.set_num_threads(1)
     base = json.loads((folders["float"] / "run.json").read_text())["config"]
-    pipeline = load_pipeline(base["model"], base["sampler"]["sample_method"], "cpu")
+    pipeline = Bench().pipeline(base)
     transformer = pipeline.transformer
     loaded = {name: load(folder, transformer, pipeline) for name, folder in folders.items()}
     total, each = flops(pipeline, transformer, base)

@@ -111,7 +111,7 @@ def test_more_of_anything_needs_more(config):
     assert all(large > before for large, before in zip(of("model.height", 512), small, strict=True))
     assert of("hardware.offload", True)[1] < small[1]
     assert of("parallel.world_size", 2)[1] == pytest.approx(2 * small[1], abs=2)
-    assert of("model.batch_size", 4)[1] > small[1] and of("model.dtype", "fp32")[1] > small[1]
+    assert of("model.batch_size", 4)[1] > small[1] and of("hardware.compute", "fp32")[1] > small[1]
 
 
 def test_the_released_size(config, tmp_path):

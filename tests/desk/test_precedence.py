@@ -104,7 +104,8 @@ def test_defaults_that_are_no_keys(checked, own, text):
 
 def test_every_key_has_an_origin(checked):
     run = checked("+recipe=osp12_w8a8", "seed=5")
-    assert set(run.origin.values()) <= {"command line", "recipe", "checkpoint", "default"}
+    assert set(run.origin.values()) <= {"command line", "recipe", "checkpoint", "default", "machine"}
+    assert run.origin["hardware.compute"] == "machine"
     assert (
         run.origin["seed"],
         run.origin["sample.compare"],

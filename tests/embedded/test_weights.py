@@ -21,6 +21,10 @@ from runner.embedded.evaluate import (
 )
 from runner.embedded.judge import NONE, judge
 from runner.embedded.train_vae import DEVIATION, reconstruct
+from runner.hardware.casting import DTYPES
+from runner.hardware.compute import decide
+
+DTYPE = decide("auto", "cpu", "bf16").dtype  # the shipped weights are bfloat16, which both hold
 
 WEIGHTS = SHIPPED["osp12"]
 
@@ -29,7 +33,7 @@ WEIGHTS = SHIPPED["osp12"]
 def pipeline():
     from runner.model.osp12.loading import load
 
-    return load({"checkpoint": WEIGHTS, "dtype": "bf16"}, "EulerAncestralDiscrete", "cpu")
+    return load({"checkpoint": WEIGHTS, "dtype": DTYPE}, "EulerAncestralDiscrete", "cpu")
 
 
 def test_the_folder_is_small_and_in_the_released_layout() -> None:
@@ -60,7 +64,7 @@ def test_the_autoencoder_keeps_held_out_clips(pipeline) -> None:
 def test_its_latents_have_the_deviation_that_training_gave_them(pipeline) -> None:
     from runner.embedded.train_vae import held_out_clips, to_video
 
-    video = to_video([clip for clip, _ in held_out_clips(8)]).bfloat16()
+    video = to_video([clip for clip, _ in held_out_clips(8)]).to(DTYPES[DTYPE])
     with torch.no_grad():
         latents = pipeline.vae.encode(video).latent_dist.mode().float() * pipeline.vae.scaling_factor
     assert abs(float(latents.mean())) < 0.15 * DEVIATION and abs(float(latents.std()) / DEVIATION - 1) < 0.15

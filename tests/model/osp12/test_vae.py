@@ -121,7 +121,7 @@ def test_gradients_flow_and_agree_with_inference(golden, weights):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())
     assert x.grad is not None and x.grad.abs().sum() > 0
     with torch.no_grad():  # other code: frames in chunks, activations in place
-        torch.testing.assert_close(vae(x, sample_posterior=False)[0], video, rtol=0, atol=1e-5)
+        torch.testing.assert_close(vae(x, sample_posterior=False)[0], video, rtol=0, atol=3e-5)
     assert torch.equal(
         vae.state_dict()["decoder.conv_in.conv.weight"].bfloat16(), weights["decoder.conv_in.conv.weight"]
     )
