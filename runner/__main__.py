@@ -84,9 +84,12 @@ def _asks_for_completions(arguments: Sequence[str]) -> bool:
 
 def _compose(arguments: Sequence[str]) -> int:
     """Have Hydra compose what the arguments ask for, then run or sweep it; the exit status."""
-    from runner.desk import recipes
+    from runner.desk import overrides, recipes
+    from runner.desk.faults import Refused
     from runner.desk.job import member
 
+    if faults := overrides.unparsed(arguments):
+        raise Refused(faults)
     members: list[Member] = []
     recipes.register(arguments)
     swept = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments)
@@ -165,12 +168,16 @@ def _open(arguments: Sequence[str]) -> list[str]:
 
 
 def _in_our_words(error: Exception) -> object:
-    """What Hydra refuses: as a fault where a group's member is unknown, else in its words, with a hint about quotes."""
+    """What Hydra refuses: as a fault where a group's member is unknown or an override does not parse, else in its
+    words."""
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
+    from runner.desk import overrides
     from runner.desk.faults import Fault, nearest
 
+    if isinstance(error, OverrideParseException):  # a word without =, or what a recipe sweeps over
+        return overrides.fault_of(str(error.override).removeprefix("++"), str(error.message).splitlines()[0])
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, member = error.missing_cfg_file.rpartition("/")
         hint = "; more come with pip install 'dit-runner[launch]'" if group == "hydra/launcher" else ""
@@ -179,8 +186,6 @@ def _in_our_words(error: Exception) -> object:
     words = str(error).replace("'++", "'")
     if isinstance(error.__cause__, OmegaConfBaseException):
         words += f"\n{error.__cause__}"
-    if isinstance(error, OverrideParseException):
-        words += "\nA text with commas, brackets or colons needs quotes of its own: 'prompts.text=\"a cat, asleep\"'"
     return words
 
 
