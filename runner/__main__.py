@@ -7,6 +7,7 @@ imports torch, follows the plan there.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -39,6 +40,7 @@ class Uncomposed(Exception):
 
 def main() -> None:
     """Entry point of the console script `runner` and of `python -m runner`."""
+    gc.set_threshold(50_000)  # collecting while a thousand classes are made is a fifth of what a plan takes
     try:
         status = door(sys.argv[1:])
         sys.stdout.flush()
@@ -91,13 +93,15 @@ def _compose(arguments: Sequence[str]) -> int:
     if faults := overrides.unparsed(arguments):
         raise Refused(faults)
     members: list[Member] = []
-    recipes.register(arguments)
+    own_mode = recipes.register(arguments)
     swept = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments)
     launcher = [a for a in arguments if swept and re.match(r"\+?hydra([/.])launcher\b", a)]
     if launcher:
         _hydra_has(launcher)
     # Hydra's own launcher composes all jobs of a sweep: they are checked before the one that is asked for gets any.
-    _hydra(lambda composed: members.append(member(composed)), [a for a in arguments if a not in launcher])
+    plain = not own_mode and not any(re.match(r"-|[+~]*hydra\b", argument) for argument in arguments)
+    composing = [a for a in arguments if a not in launcher]
+    _hydra(lambda composed: members.append(member(composed)), composing, plain)
     if not members:  # --cfg, --info and the like
         return DONE
     if not members[0].swept:
@@ -124,20 +128,30 @@ def _hydra_has(launcher: Sequence[str]) -> None:
         raise Uncomposed(_in_our_words(error)) from error
 
 
-def _hydra(task: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
+def _hydra(task: Callable[[DictConfig], None], arguments: Sequence[str], plain: bool = False) -> None:
     """Have Hydra compose the arguments and call `task` with it, in a sweep with each combination. Raises Uncomposed
-    where it refuses; with HYDRA_FULL_ERROR=1 what it raised itself."""
+    where it refuses; with HYDRA_FULL_ERROR=1 what it raised itself.
+
+    `plain`: neither flags nor keys of Hydra's ask for anything but one run. Its application composes such a run twice,
+    the first time only to see that.
+    """
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from runner.desk import recipes
 
+    conf = str(recipes.folder("conf"))
     shown_in_full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # Hydra then raises its faults, where it would print them and end with 1
     typed, sys.argv[1:] = sys.argv[1:], _open(arguments)
     try:
-        hydra.main(version_base="1.3", config_path=str(recipes.folder("conf")), config_name="config")(task)()
+        if plain:
+            with hydra.initialize_config_dir(conf, version_base="1.3"):
+                GlobalHydra.instance().hydra.run("config", task, _open(arguments))  # type: ignore[union-attr]
+        else:
+            hydra.main(version_base="1.3", config_path=conf, config_name="config")(task)()
     except (HydraException, OmegaConfBaseException, OSError) as error:
         if shown_in_full:
             raise

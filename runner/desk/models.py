@@ -29,7 +29,14 @@ NAME = "the architecture: a folder of runner/model"
 class Section(BaseModel):
     """A strict section: no key may be missing, none may be new, "1" is no number, and infinity is none either."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,  # what checks a section is then made once, within the whole
+    )
 
 
 class Model(Section):
