@@ -2,7 +2,7 @@
 
 `python -m runner +recipe=osp12_w8a8` comes in here. Hydra composes the configuration from conf/ and recipes/ and hands
 it over (in a sweep each combination); what a run needs is written into its folder; a worker process, which alone
-imports torch, follows the plan there.
+imports torch, follows the plan there. Where all is stored, none is started: the desk links it.
 """
 
 from __future__ import annotations
