@@ -40,7 +40,7 @@ class Uncomposed(Exception):
 
 def main() -> None:
     """Entry point of the console script `runner` and of `python -m runner`."""
-    gc.set_threshold(50_000)  # collecting while a thousand classes are made is a fifth of what a plan takes
+    gc.set_threshold(50_000)  # collecting while a thousand classes are made is a tenth of what a plan takes
     try:
         status = door(sys.argv[1:])
         sys.stdout.flush()
