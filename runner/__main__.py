@@ -2,11 +2,12 @@
 
 `python -m runner +recipe=osp12_w8a8` comes in here. Hydra composes the configuration from conf/ and recipes/ and hands
 it over (in a sweep each combination); what a run needs is written into its folder; a worker process, which alone
-imports torch, follows the plan there.
+imports torch, follows the plan there. Where all is stored, none is started: the desk links it.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -39,6 +40,7 @@ class Uncomposed(Exception):
 
 def main() -> None:
     """Entry point of the console script `runner` and of `python -m runner`."""
+    gc.set_threshold(50_000)  # collecting while a thousand classes are made is a tenth of what a plan takes
     try:
         status = door(sys.argv[1:])
         sys.stdout.flush()
@@ -84,17 +86,22 @@ def _asks_for_completions(arguments: Sequence[str]) -> bool:
 
 def _compose(arguments: Sequence[str]) -> int:
     """Have Hydra compose what the arguments ask for, then run or sweep it; the exit status."""
-    from runner.desk import recipes
+    from runner.desk import overrides, recipes
+    from runner.desk.faults import Refused
     from runner.desk.job import member
 
+    if faults := overrides.unparsed(arguments):
+        raise Refused(faults)
     members: list[Member] = []
-    recipes.register(arguments)
+    own_mode = recipes.register(arguments)
     swept = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments)
     launcher = [a for a in arguments if swept and re.match(r"\+?hydra([/.])launcher\b", a)]
     if launcher:
         _hydra_has(launcher)
     # Hydra's own launcher composes all jobs of a sweep: they are checked before the one that is asked for gets any.
-    _hydra(lambda composed: members.append(member(composed)), [a for a in arguments if a not in launcher])
+    plain = not own_mode and not any(re.match(r"-|[+~]*hydra\b", argument) for argument in arguments)
+    composing = [a for a in arguments if a not in launcher]
+    _hydra(lambda composed: members.append(member(composed)), composing, plain)
     if not members:  # --cfg, --info and the like
         return DONE
     if not members[0].swept:
@@ -121,20 +128,30 @@ def _hydra_has(launcher: Sequence[str]) -> None:
         raise Uncomposed(_in_our_words(error)) from error
 
 
-def _hydra(task: Callable[[DictConfig], None], arguments: Sequence[str]) -> None:
+def _hydra(task: Callable[[DictConfig], None], arguments: Sequence[str], plain: bool = False) -> None:
     """Have Hydra compose the arguments and call `task` with it, in a sweep with each combination. Raises Uncomposed
-    where it refuses; with HYDRA_FULL_ERROR=1 what it raised itself."""
+    where it refuses; with HYDRA_FULL_ERROR=1 what it raised itself.
+
+    `plain`: neither flags nor keys of Hydra's ask for anything but one run. Its application composes such a run twice,
+    the first time only to see that.
+    """
     import hydra
+    from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
     from runner.desk import recipes
 
+    conf = str(recipes.folder("conf"))
     shown_in_full = os.environ.get(FULL_ERROR) == "1"
     os.environ[FULL_ERROR] = "1"  # Hydra then raises its faults, where it would print them and end with 1
     typed, sys.argv[1:] = sys.argv[1:], _open(arguments)
     try:
-        hydra.main(version_base="1.3", config_path=str(recipes.folder("conf")), config_name="config")(task)()
+        if plain:
+            with hydra.initialize_config_dir(conf, version_base="1.3"):
+                GlobalHydra.instance().hydra.run("config", task, _open(arguments))  # type: ignore[union-attr]
+        else:
+            hydra.main(version_base="1.3", config_path=conf, config_name="config")(task)()
     except (HydraException, OmegaConfBaseException, OSError) as error:
         if shown_in_full:
             raise
@@ -165,12 +182,16 @@ def _open(arguments: Sequence[str]) -> list[str]:
 
 
 def _in_our_words(error: Exception) -> object:
-    """What Hydra refuses: as a fault where a group's member is unknown, else in its words, with a hint about quotes."""
+    """What Hydra refuses: as a fault where a group's member is unknown or an override does not parse, else in its
+    words."""
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
+    from runner.desk import overrides
     from runner.desk.faults import Fault, nearest
 
+    if isinstance(error, OverrideParseException):  # a word without =, or what a recipe sweeps over
+        return overrides.fault_of(str(error.override).removeprefix("++"), str(error.message).splitlines()[0])
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, member = error.missing_cfg_file.rpartition("/")
         hint = "; more come with pip install 'dit-runner[launch]'" if group == "hydra/launcher" else ""
@@ -179,8 +200,6 @@ def _in_our_words(error: Exception) -> object:
     words = str(error).replace("'++", "'")
     if isinstance(error.__cause__, OmegaConfBaseException):
         words += f"\n{error.__cause__}"
-    if isinstance(error, OverrideParseException):
-        words += "\nA text with commas, brackets or colons needs quotes of its own: 'prompts.text=\"a cat, asleep\"'"
     return words
 
 

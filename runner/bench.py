@@ -177,6 +177,10 @@ class Context:
         the float one."""
         return self.bench.quantized(self.config, self.artifacts["quantize"])
 
+    def say(self, line: str) -> None:
+        """Print a line as it is, however wide the terminal."""
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
+
     def progress(self, total: int) -> AbstractContextManager[Ticker]:
         """What the stage advances by one for each of `total` steps of its work."""
         return progress(self.console, self.stage, total)

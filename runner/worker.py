@@ -11,18 +11,18 @@ import importlib
 import json
 import logging
 import os
-import shutil
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from runner import lifeline
+from runner import delivery, lifeline
 from runner.bench import Bench, Context
 from runner.desk.store import Entry, Store
 from runner.desk.wording import lacks
@@ -32,18 +32,6 @@ from runner.parallel import PeerLost
 from runner.status import FAILED, FINAL, INTERRUPTED, PEER_LOST, STDERR, read_status, write_status
 
 log = logging.getLogger("runner")
-
-# By stage: the key of the folder, or of the one file, that also gets its files, and which they are.
-DELIVERED = {
-    "dump": ("dump.folder", "calib_data*.pth"),
-    "search-schedule": ("sampler.save_dir", "searched_schedule.txt"),
-    "quantize": ("quant.folder", "quant_model_*"),
-    "search-cache": ("cache.save_path", "cache_config.json"),
-    "benchmark": ("sample.folder", "videos/*"),
-    "sample": ("sample.folder", "videos/*"),
-}
-# Of these stages: the files that each rank of a parallel runtime looks for under its own name.
-NAMED_BY_RANK = {"dump": "calib_data.pth", "quantize": "quant_model_*"}
 
 
 def follow(context: Context) -> None:
@@ -58,17 +46,15 @@ def follow(context: Context) -> None:
         write_status(run, "running", stage=stage)
         context.enter(planned)
         redo = planned.get("redo")
-        with store.claim(does, key, str(run), lambda holder: wait(context, holder), redo) as entry:
+        waiting = partial(delivery.tell_waiting, planned, say=context.say)
+        with store.claim(does, key, str(run), waiting, redo) as entry:
             if entry is None:
                 warn(context, planned.get("memory"))
                 entry = make(context, store, does, key, again=redo is not None)
             else:
-                log.info("%s reused, key %s", stage, key)
-                context.console.print(f"{stage:<10} reused", highlight=False)
+                delivery.tell_reused(planned, context.say)
             context.artifacts[stage] = store.link(entry, run, stage)
-        name_by_rank(context)
-        store.link_measurements(does, key, run, stage)
-        deliver(context)
+        delivery.deliver(store, planned, run, context.config)
 
 
 def warn(context: Context, memory: int | None) -> None:
@@ -98,67 +84,6 @@ def make(context: Context, store: Store, does: str, key: str, again: bool) -> En
     entry = store.commit(draft, does, key)
     log.info("%s done in %.1f s", context.stage, seconds)
     return entry
-
-
-def wait(context: Context, holder: str) -> None:
-    """Say for whom this run waits."""
-    log.info("%s waits for %s", context.stage, holder)
-    context.console.print(f"{context.stage:<10} waits for {holder}, which makes the same", highlight=False)
-
-
-def name_by_rank(context: Context) -> None:
-    """Give what each rank of a parallel runtime looks for a name for each: further names of the one file on disk."""
-    for file in _by_rank(context, context.artifacts[context.stage]):
-        for rank in range(context.config["parallel"]["world_size"]):
-            link_or_copy(file, file.with_name(f"{file.stem}_{rank}{file.suffix}"))
-
-
-def _by_rank(context: Context, folder: Path) -> list[Path]:
-    """The files of a finished stage that msModelSlim and MindIE-SD look for by rank."""
-    parallel = context.config["parallel"]["world_size"] > 1
-    return sorted(folder.glob(NAMED_BY_RANK[context.stage])) if parallel and context.stage in NAMED_BY_RANK else []
-
-
-def deliver(context: Context) -> None:
-    """Copy what the user wants in a folder of their own, whether it was made now or reused."""
-    key, pattern = DELIVERED.get(context.stage, ("", ""))
-    section, _, name = key.partition(".")
-    if key and (wanted := context.config[section][name]):
-        one = Path(wanted) if name == "save_path" else None
-        folder = one.parent if one else Path(wanted)
-        folder.mkdir(parents=True, exist_ok=True)
-        copied: dict[int, Path] = {}  # by inode: one copy on disk there, too
-        for file in sorted(context.artifacts[context.stage].glob(pattern)):
-            target, inode = one or folder / file.name, file.stat().st_ino
-            if inode in copied:
-                link_or_copy(copied[inode], target)
-            else:
-                copied[inode] = target
-                shutil.copy2(file, target)
-
-
-def link_or_copy(file: Path, target: Path) -> None:
-    """Another name for a file, or a copy of it where there are no hard links."""
-    target.unlink(missing_ok=True)
-    try:
-        os.link(file, target)
-    except OSError:
-        shutil.copy2(file, target)
-
-
-@contextmanager
-def logged(run: Path) -> Iterator[None]:
-    """Have what this process and its libraries log written to run.log."""
-    handler = logging.FileHandler(run / "run.log", encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    root = logging.getLogger()
-    root.addHandler(handler)
-    root.setLevel(logging.INFO)
-    try:
-        yield
-    finally:
-        root.removeHandler(handler)
-        handler.close()
 
 
 def quiet() -> None:
@@ -266,7 +191,7 @@ def lead(runs: list[Path]) -> int:
             console.print(f"run {number} of {len(runs)}  {run}", highlight=False, soft_wrap=True)
         _take_stderr_along(current, run)
         current = run
-        with logged(run):
+        with delivery.logged(run):
             failed |= not attempt(run, bench, console)
     return int(failed)
 

@@ -99,7 +99,7 @@ def worker(folder: Path, store: Path) -> Callable[[int], tuple[Callable[[], int]
     import torch
     from rich.console import Console
 
-    from runner import worker
+    from runner import delivery, worker
     from runner.bench import Bench
     from runner.stages import calibrate, dump, quantize, sample  # noqa: F401
     from runner.status import read_status
@@ -116,7 +116,7 @@ def worker(folder: Path, store: Path) -> Callable[[int], tuple[Callable[[], int]
         (run / "plan.json").write_text(json.dumps(plan))
 
         def follow() -> int:
-            with worker.logged(run):
+            with delivery.logged(run):
                 return 0 if worker.attempt(run, bench, Console()) else 1
 
         return follow, lambda: read_status(run).get("stage", "")

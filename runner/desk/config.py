@@ -133,6 +133,7 @@ def _translate(detail: ErrorDetails) -> Fault:
         "int_type": "a whole number",
         "int_from_float": "a whole number",
         "float_type": "a number",
+        "finite_number": "a finite number",
         "bool_type": "true or false",
         "string_type": "a text",
         "list_type": "a list",

@@ -11,15 +11,18 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from runner import lifeline
+from runner import delivery, lifeline
 from runner.desk import machine
+from runner.desk.faults import Refused
 from runner.desk.store import Store
 from runner.status import FINAL, PEER_LOST, STDERR, read_status, write_status
 
@@ -132,7 +135,12 @@ class _Ended:
 
 
 def _work(runs: Sequence[Path], config: Config) -> _Ended:
-    """Run one worker, of one process or more, on `runs` until it ends."""
+    """Run one worker, of one process or more, on `runs` until it ends; none where all is stored and whole."""
+    if not any(map(_works, runs)):
+        numbered = enumerate(runs, 1)
+        with _interruptible():
+            if all(_reuse(run, f"run {number} of {len(runs)}" if len(runs) > 1 else "") for number, run in numbered):
+                return _Ended(0)
     ranks = runs[0] / ".ranks.json"
     spin = {} if "OMP_WAIT_POLICY" in os.environ else SPIN  # who exports either knows better
     environment = {**spin, **os.environ, **config["hardware"]["env"], lifeline.TOLD: "stdin", RANKS: str(ranks)}
@@ -165,9 +173,38 @@ def _work(runs: Sequence[Path], config: Config) -> _Ended:
                 (run / STDERR).unlink()
 
 
+def _reuse(run: Path, title: str) -> bool:
+    """Do here what a worker would do in a run folder whose plan only reuses; whether that went well. Where it did not,
+    because an artifact is gone or altered since it was planned, or cannot be linked, a worker does all and says why."""
+    start = time.perf_counter()
+    plan, described = (json.loads((run / f"{name}.json").read_text(encoding="utf-8")) for name in ("plan", "run"))
+    store, stages = Store(Path(plan["store"])), [row for row in plan["stages"] if row["action"] != "skip"]
+    if title:
+        print(f"{title}  {run}")
+    try:
+        with delivery.logged(run):
+            for row in stages:
+                write_status(run, "running", stage=row["stage"])
+                wait = partial(delivery.tell_waiting, row, say=print)
+                with store.claim(row["does"], row["key"], str(run), wait, row.get("redo")) as entry:
+                    if entry is None:
+                        return False
+                    store.link(entry, run, row["stage"])
+                delivery.deliver(store, row, run, described["config"])
+            for row in stages:
+                delivery.tell_reused(row, print)
+        write_status(run, "done", seconds=time.perf_counter() - start)
+    except (OSError, Refused):
+        return False
+    return True
+
+
 def _works(run: Path) -> bool:
-    """Whether the plan of a run has a stage to run; what is reused takes one process."""
-    stages = json.loads((run / "plan.json").read_text(encoding="utf-8"))["stages"]
+    """Whether the plan of a run has a stage to run, or cannot be read, as the worker will say."""
+    try:
+        stages = json.loads((run / "plan.json").read_text(encoding="utf-8"))["stages"]
+    except (OSError, ValueError):
+        return True
     return any(stage["action"] == "run" for stage in stages)
 
 

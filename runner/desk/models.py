@@ -5,18 +5,38 @@ A key whose name is an argument of the architecture's pipeline is handed to it b
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+
+def finite(value: Any) -> Any:
+    """Refuse infinity and what is not a number, in lists and mappings of any depth too."""
+    within = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    if isinstance(value, float) and not math.isfinite(value):
+        raise PydanticCustomError("finite_number", "expected a finite number")
+    for inner in within:
+        finite(inner)
+    return value
+
 
 Text = Annotated[str, Field(min_length=1)]
 NAME = "the architecture: a folder of runner/model"
 
 
 class Section(BaseModel):
-    """A strict section: no key may be missing, none may be new, and "1" is no number."""
+    """A strict section: no key may be missing, none may be new, "1" is no number, and infinity is none either."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+        defer_build=True,  # what checks a section is then made once, within the whole
+    )
 
 
 class Model(Section):
@@ -105,7 +125,9 @@ class Foreign(Model):
     width: int | None = Field(ge=1, description="pixels; null: as the pipeline has it")
     max_sequence_length: int | None = Field(ge=1, description="tokens of a prompt; null: as the pipeline has it")
     negative_prompt: str | None = Field(description="what guidance leads away from; null: as the pipeline has it")
-    call: dict[str, Any] = Field(description="further arguments of the pipeline's call, by name")
+    call: dict[str, Annotated[Any, AfterValidator(finite)]] = Field(
+        description="further arguments of the pipeline's call, by name"
+    )
     blocks: list[Text] | None = Field(
         min_length=1, description="the transformer's lists of blocks, in the order in which they run; null: found"
     )

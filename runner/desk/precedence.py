@@ -9,7 +9,7 @@ from typing import Any
 
 from runner.desk.faults import Fault, Refused
 from runner.desk.recipes import folder as shipped
-from runner.desk.recipes import groups, read, recipes
+from runner.desk.recipes import groups, parse, read, recipes
 
 DEFAULTS = "defaults.yaml"
 MISSING = "???"  # OmegaConf's mark of a value that must be given
@@ -86,7 +86,7 @@ def checkpoint_defaults(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        tree = parse(path.read_text(encoding="utf-8")) or {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise Refused([Fault("model.checkpoint", f"{path} cannot be read: {error}")]) from error
     if not isinstance(tree, dict):
@@ -104,10 +104,9 @@ def checkpoint_defaults(folder: Path) -> dict[str, Any]:
 
 def defaults() -> dict[str, Any]:
     """The value of each key without a recipe: config.yaml and the members that its defaults list names."""
-    import yaml
 
     def read_yaml(path: Path) -> dict[str, Any]:
-        return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        return parse(path.read_text(encoding="utf-8")) or {}
 
     conf = shipped("conf")
     root = read_yaml(conf / "config.yaml")

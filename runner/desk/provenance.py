@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -20,6 +21,7 @@ from runner.desk.fingerprints import Fingerprints
 from runner.desk.precedence import leaves
 from runner.desk.recipes import PACKAGE
 
+HEADER = re.compile(r"^(Name|Version):[ \t]*(.*\S)", re.MULTILINE)  # of a distribution's METADATA
 NONE = "none"
 SHOWN = 12  # characters of a hash
 
@@ -75,22 +77,38 @@ def commit(folder: Path) -> dict[str, Any]:
     unknown = {"commit": None, "dirty": None, "changes": None}
     if not (folder / ".git").exists():
         return unknown
-    head, status = _git(folder, "rev-parse", "HEAD"), _git(folder, "status", "--porcelain")
-    if status is None:
+    told = _git(folder, "status", "--porcelain=v2", "--branch")
+    if told is None:
         return unknown
-    changes = _git(folder, "diff", "HEAD") if status else None
+    about, files = _split(told)
+    changes = _git(folder, "diff", "HEAD") if files else None
+    head = about.get("branch.oid")
     return {
-        "commit": head or None,
-        "dirty": status != "",
+        "commit": None if head == "(initial)" else head,
+        "dirty": bool(files),
         "changes": hashlib.sha256(changes.encode()).hexdigest() if changes else None,
     }
+
+
+def _split(status: str) -> tuple[dict[str, str], list[str]]:
+    """What git's status says of the branch, by name, and its lines about files that differ."""
+    lines = status.splitlines()
+    about = dict(line.removeprefix("# ").partition(" ")[::2] for line in lines if line.startswith("# "))
+    return about, [line for line in lines if not line.startswith("# ")]
 
 
 @lru_cache(maxsize=1)
 def packages() -> dict[str, str]:
     """Every installed distribution and its version."""
-    found = {str(item.metadata["Name"]): item.version for item in metadata.distributions() if item.metadata["Name"]}
+    told = (_headers(item) for item in metadata.distributions())
+    found = {headers["Name"]: headers.get("Version", "") for headers in told if "Name" in headers}
     return dict(sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _headers(item: metadata.Distribution) -> dict[str, str]:
+    """Name and version of a distribution. Its `metadata` parses the whole description as a mail, at each look."""
+    text = item.read_text("METADATA") or item.read_text("PKG-INFO") or item.read_text("") or ""
+    return dict(HEADER.findall(text.partition("\n\n")[0]))
 
 
 def _fingerprint(prompts: list[str]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, Field, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
-from runner.desk.models import OSP12, SD3, Diffusers, OpenSora12, Section, Text
+from runner.desk.models import OSP12, SD3, Diffusers, OpenSora12, Section, Text, finite
 
 
 def _prompts(value: Any) -> Any:
@@ -61,7 +61,7 @@ def _references(value: Any) -> Any:
 
 def _strategies(value: Any) -> Any:
     if value is None or isinstance(value, str) or (isinstance(value, list) and value):
-        return value
+        return finite(value)
     raise PydanticCustomError("strategies", "expected a mask strategy, or a list of one for each prompt")
 
 

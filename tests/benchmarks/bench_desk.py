@@ -37,11 +37,11 @@ COMMANDS: dict[str, tuple[list[str], int, float]] = {
     "python -m runner": ([], 0, 1.5),
     "--help": (["--help"], 0, 1.5),
     "schema": (["schema"], 0, 1.5),
-    "show=plan": ([*SMALL, PROMPT, "seed=1", "show=plan"], 0, 1.5),
+    "show=plan": ([*SMALL, PROMPT, "seed=1", "show=plan"], 0, 1.2),
     "show=plan, 17 GB of weights": ([*SMALL, PROMPT, f"model.checkpoint={LARGE}", "show=plan"], 0, 3),
     "an unknown recipe": (["+recipe=osp12_w8a9"], 2, 3),
     "four faults at once": ([*SMALL, *FAULTS], 2, 3),
-    "a reused run": ([*SMALL, PROMPT, "seed=1"], 0, 3),
+    "a reused run": ([*SMALL, PROMPT, "seed=1"], 0, 2),
     SWEEP: (["-m", *SMALL, PROMPT, "seed=1", EIGHT], 0, 10),
 }
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import yaml
 from model.diffusers.test_rules import folder as pipeline_folder
 
 from runner.desk import checkpoints, rules
+from runner.desk.config import _by_schema
 from runner.desk.faults import Refused
+from runner.desk.graph import with_values
 from runner.desk.precedence import leaves
 from runner.desk.recipes import folder, recipes
-from runner.desk.schema import SECTIONS, architectures, keys
+from runner.desk.schema import SECTIONS, architectures, field, keys
 from runner.model.osp12.templates import NEGATIVE
 
 RECIPES = sorted(path.stem for path in (Path(__file__).parents[2] / "recipes").glob("o*.yaml"))  # sd3 has its own test
@@ -283,6 +287,76 @@ def test_value_out_of_bounds(checked, argument, says):
     found = refusal(checked, argument)
     key = argument.lstrip("~").partition("=")[0]
     assert list(found) == [key] and says in found[key]
+
+
+def floats(architecture: str) -> list[str]:
+    """The keys of an architecture that the schema has as floats, but for those that say that they may be infinite."""
+    found = {key: field(key, architecture) for key in keys(architecture)}
+    may = {key for key, said in found.items() if any(getattr(m, "allow_inf_nan", False) for m in said.metadata)}
+    kinds = {key: (said.annotation, *get_args(said.annotation)) for key, said in found.items() if key not in may}
+    return [key for key, kind in kinds.items() if float in kind]
+
+
+@pytest.fixture
+def whole(composed, checked, opensora12, tmp_path):
+    """`whole(architecture)`: a configuration that the schema takes."""
+
+    def of(architecture: str) -> dict[str, Any]:
+        if architecture in ("sd3", "diffusers"):
+            place = pipeline_folder(tmp_path / architecture, "StableDiffusion3Pipeline")
+            return composed(f"model={architecture}", f"model.checkpoint={place}", "prompts.text=a cat").config
+        return (opensora12() if architecture == "opensora12" else checked()).config
+
+    return of
+
+
+@pytest.mark.parametrize("number", [math.inf, -math.inf, math.nan], ids=str)
+@pytest.mark.parametrize("architecture", architectures())
+def test_no_key_takes_a_number_that_is_not_finite(whole, architecture, number):
+    """Whatever its type: as the value itself, in a list, in a mapping, and in one within the other."""
+    config = whole(architecture)
+    assert _by_schema(config, ()) == []
+    of_floats = floats(architecture)
+    assert {"sampler.guidance_scale", "quant.percentile", "cache.quality"} <= set(of_floats)
+    for key in keys(architecture):
+        for value in (number, [number], {"a": number}, {"a": [0.5, {"b": number}]}):
+            faults = _by_schema(with_values(config, {key: value}), ())
+            assert faults and all(fault.key == key or fault.key.startswith(f"{key}.") for fault in faults), key
+        if key in of_floats:
+            (fault,) = _by_schema(with_values(config, {key: number}), ())
+            assert str(fault) == f"{key} = {number}: expected a finite number"
+
+
+def test_every_other_model_s_floats_are_among_those():
+    assert "model.tile_overlap_factor" in floats("osp12")
+    assert {"model.aes", "model.flow", "model.condition_frame_edit"} <= set(floats("opensora12"))
+
+
+@pytest.mark.parametrize("number", ["inf", "-inf", "nan", "1e400"])
+def test_a_number_that_is_not_finite_on_the_command_line(checked, number):
+    keys = ("sampler.guidance_scale", "cache.quality", "cache.ratio")
+    found = refusal(checked, *(f"{key}={number}" for key in keys))
+    assert set(found) == set(keys)
+    assert found[keys[0]] == f"sampler.guidance_scale = {float(number)}: expected a finite number"
+
+
+def test_a_number_that_is_not_finite_among_the_arguments_of_a_call(composed, tmp_path):
+    place = pipeline_folder(tmp_path / "sd3", "StableDiffusion3Pipeline")
+    typed = ["model=sd3", f"model.checkpoint={place}", "prompts.text=a cat"]
+    found = refusal(composed, *typed, "model.call={clip_skip:inf,joint_attention_kwargs:{scale:[1,nan]}}")
+    assert found == {
+        "model.call.clip_skip": "model.call.clip_skip = inf: expected a finite number",
+        "model.call.joint_attention_kwargs": found["model.call.joint_attention_kwargs"],
+    }
+    assert found["model.call.joint_attention_kwargs"].endswith(": expected a finite number")
+
+
+def test_a_number_that_is_not_finite_in_a_recipe(checked):
+    Path("recipes").mkdir()
+    Path("recipes/mine.yaml").write_text("sampler:\n  guidance_scale: .inf\n")
+    assert refusal(checked, "+recipe=mine") == {
+        "sampler.guidance_scale": "sampler.guidance_scale = inf: expected a finite number (by the recipe)"
+    }
 
 
 @pytest.mark.parametrize("section", [name for name in SECTIONS if name != "model"])

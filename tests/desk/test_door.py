@@ -148,11 +148,20 @@ def test_a_run_and_the_same_again(journal, capfd, at):
         lineage = Path(plan["store"]) / "lineage" / f"{row['does']}-{row['key']}.json"
         assert lineage.is_file() == (row["action"] != "skip")
 
+    journal.write_text("")
     assert door(["+recipe=osp12_w8a8", at, "seed=7"]) == 0
+    assert journal.read_text() == "", "all is stored: no worker"
     again = next(other for other in runs() if other != run)
     rows = json.loads((again / "plan.json").read_text())["stages"]
     assert [row["action"] for row in rows] == ["skip", "skip", "reuse", "reuse", "reuse", "skip", "skip", "reuse"]
     assert (again / "dump" / "made").stat().st_ino == (run / "dump" / "made").stat().st_ino
+
+
+def test_a_recipe_may_say_by_itself_that_it_is_a_sweep(journal, at):
+    Path("recipes").mkdir()
+    Path("recipes/mine.yaml").write_text("defaults: [osp12_w8a8]\nhydra: {mode: MULTIRUN}\n")
+    assert door(["+recipe=mine", at, "seed=1,2"]) == 0
+    assert len(runs()) == 2 and list(Path("outputs").glob("*/*/sweep.json"))
 
 
 def test_runs_of_one_second_have_folders_of_their_own(journal, at):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 
 from runner.desk import launch
 from runner.desk.launch import RunFailed
+from runner.desk.store import Store
 from runner.status import PEER_LOST, read_status, write_status
 
 
@@ -262,9 +264,74 @@ def test_what_one_rank_saw_go_the_launcher_knows_the_end_of(tmp_path, rank_1, sa
     assert failed.why.startswith(says) and failed.what == "stage dump"
 
 
-def test_ranks_are_for_work_only(worker):
-    """Where all is reused, one process links the artifacts."""
-    run = worker("(run / 'size').write_text(os.environ['WORLD_SIZE'] + ' ' + str(len(sys.argv)))")
-    (run / "plan.json").write_text('{"stages": [{"action": "reuse"}, {"action": "skip"}]}')
-    launch.launch(run, config() | {"parallel": parallel()})
-    assert (run / "size").read_text() == "1 2"
+@pytest.fixture
+def reused(worker, tmp_path):
+    """`reused(code, **config)`: a run folder whose plan reuses one artifact, which is stored, and that artifact."""
+
+    def folder(code: str, **config: object) -> tuple[Path, Path]:
+        run, store = worker(code), Store(tmp_path / ".store")
+        draft = store.draft("quantize", "k")
+        (draft / "quant_model_weight.safetensors").write_text("weights")
+        entry = store.commit(draft, "quantize", "k")
+        store.write_measurements("quantize", "k", {"seconds": 2})
+        row = {"stage": "quantize", "does": "quantize", "key": "k", "action": "reuse", "redo": None}
+        plan = {
+            "store": str(store.root),
+            "stages": [{"stage": "dump", "does": "dump", "key": "", "action": "skip"}, row],
+        }
+        (run / "plan.json").write_text(json.dumps(plan))
+        whole = {**launched(), "quant": {"folder": str(tmp_path / "export")}, **config}
+        (run / "run.json").write_text(json.dumps({"config": whole}))
+        return run, entry.path
+
+    return folder
+
+
+def launched() -> dict[str, object]:
+    return config() | {"parallel": parallel()}
+
+
+def test_what_is_all_stored_takes_no_worker(reused, tmp_path, capfd):
+    run, entry = reused("(run / 'seen').touch()")
+    launch.launch(run, launched())
+    assert sorted(file.name for file in run.iterdir()) == [
+        *("measurements", "plan.json", "quantize", "run.json", "run.log", "status.json")
+    ]
+    name = "quant_model_weight.safetensors"
+    by_rank = [f"quant_model_weight_{rank}.safetensors" for rank in (0, 1)]
+    for place in (run / "quantize", tmp_path / "export"):
+        assert {file.name for file in place.iterdir()} >= {name, *by_rank}
+        assert len({(place / file).stat().st_ino for file in (name, *by_rank)}) == 1
+    assert (run / "quantize" / name).stat().st_ino == (entry / name).stat().st_ino
+    assert json.loads((run / "measurements" / "quantize.json").read_text()) == {"seconds": 2}
+    assert read_status(run)["state"] == "done" and read_status(run)["seconds"] > 0
+    assert (run / "run.log").read_text().endswith("INFO runner: quantize reused, key k\n")
+    assert capfd.readouterr().out == "quantize   reused\n"
+
+
+@pytest.mark.parametrize("why", ["altered", "gone", "folder"])
+def test_what_cannot_be_reused_after_all_is_the_worker_s(reused, tmp_path, why, capfd):
+    """One process, which makes it or says why not: ranks are for work."""
+    run, entry = reused("(run / 'size').write_text(os.environ['WORLD_SIZE'] + ' ' + str(len(sys.argv)))")
+    if why == "altered":
+        (entry / "quant_model_weight.safetensors").write_text("other weights")
+    elif why == "gone":
+        shutil.rmtree(entry)
+    else:
+        (tmp_path / "export").write_text("a file where a folder is wanted")
+    launch.launch(run, launched())
+    assert (run / "size").read_text() == "1 2" and capfd.readouterr().out == ""
+    assert "reused" not in (run / "run.log").read_text()
+
+
+def test_interrupted_while_it_reuses(reused, monkeypatch):
+    run, _ = reused("(run / 'seen').touch()")
+
+    def interrupt(*arguments: object) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+
+    monkeypatch.setattr(Store, "link", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        launch.launch(run, launched())
+    assert read_status(run) == {"state": "interrupted", "stage": "quantize"} and not (run / "seen").exists()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from runner import worker
+from runner import delivery
 from runner.__main__ import door
 from runner.desk import rerun
 
@@ -46,7 +46,7 @@ def test_the_same_again_elsewhere_is_equal(first, journal, capfd):
 
 
 def test_what_is_delivered_to_folders_of_the_user_s_is_not_delivered_again():
-    assert {key for key, _ in worker.DELIVERED.values()} <= set(rerun.NOT_AGAIN)
+    assert {key for key, _ in delivery.DELIVERED.values()} <= set(rerun.NOT_AGAIN)
 
 
 def test_what_differs_is_named_with_what_it_was_made_of(first, monkeypatch, capfd):

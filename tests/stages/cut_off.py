@@ -13,7 +13,7 @@ from rich.console import Console
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from runner import worker
+from runner import delivery, worker
 from runner.bench import Bench
 from runner.desk.store import Store
 
@@ -57,7 +57,7 @@ class Again:
 
     def follow(self) -> bool:
         """Whether it came through, as a new process does it."""
-        with worker.logged(self.run):
+        with delivery.logged(self.run):
             return worker.attempt(self.run, Bench(), Console(quiet=True))
 
     def is_as_undisturbed(self) -> bool:
