@@ -22,8 +22,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from runner.arguments import moved
-from runner.parallel import PeerLost, mesh
+from runner.hardware import mesh
+from runner.model.arguments import moved
+from runner.parallel import PeerLost
 
 log = logging.getLogger(__name__)
 
