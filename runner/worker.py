@@ -24,9 +24,8 @@ from rich.console import Console
 
 from runner.bench.context import Bench, Context
 from runner.config.wording import lacks
-from runner.hardware import open_device
+from runner.hardware import PeerLost, open_device
 from runner.hardware.compute import decide
-from runner.parallel import PeerLost
 from runner.store import delivery, lifeline
 from runner.store.artifacts import Entry, Store
 from runner.store.status import FAILED, FINAL, INTERRUPTED, PEER_LOST, STDERR, read_status, write_status

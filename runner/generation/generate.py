@@ -18,12 +18,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from runner.generation import sharing
 from runner.generation.media import save_clip
 from runner.generation.steps import Steps
 from runner.hardware import Hardware
 from runner.hardware.casting import DTYPES
 from runner.model import apply_template, rules_of
-from runner.parallel import cfg
 from runner.sampler import schedules
 
 
@@ -123,7 +123,7 @@ def generate(
     start = time.perf_counter()
     with (
         torch.inference_mode(),
-        cfg.split(pipeline.transformer),
+        sharing.split(pipeline.transformer),
         schedules.taken(pipeline.scheduler, None if ours else timesteps),
         noise_drawn_in(model, pipeline.transformer.dtype),
         nullcontext(steps) if steps is not None else Steps(pipeline) as steps,

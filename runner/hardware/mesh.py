@@ -14,7 +14,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from runner.parallel import PeerLost
+from runner.hardware import PeerLost
 
 # A rank waits as long as the leader works alone; one that has died closes its connection and is noticed at once. One
 # that hangs keeps its connection: the leader, who waits for forwards and for loading alone, gives it up in the end.

@@ -22,9 +22,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from runner.hardware import mesh
+from runner.generation.sharing import Sharing, share
+from runner.hardware import PeerLost, mesh
 from runner.model.arguments import moved
-from runner.parallel import PeerLost
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +68,7 @@ def twinned(make: Callable[..., M], *arguments: Any) -> M:
     _load(twin)
     module = make(*arguments)
     _twins[module] = twin
+    share(module, Sharing(split, mirrored, content))
     return module
 
 

@@ -20,9 +20,9 @@ from runner.cache import rules
 from runner.generation.block_times import BlockTimes
 from runner.generation.generate import Clock, forwards, frame_rate, generate, save_part
 from runner.generation.offload import on_device
+from runner.generation.sharing import content, mirrored
 from runner.generation.steps import Steps
 from runner.hardware.casting import DTYPES
-from runner.parallel.cfg import content, mirrored
 from runner.quant.calib_data import replay, write_calib_data
 from runner.recording.movement import Boundaries
 from runner.recording.recording import Calls, Recording, Trajectory

@@ -24,12 +24,12 @@ from runner.cache.speed import StepTimes, measured
 from runner.generation.generate import Clock, forwards, frame_rate, generate, race, save_part
 from runner.generation.media import contact_sheet
 from runner.generation.offload import on_device
+from runner.generation.sharing import mirrored
 from runner.generation.steps import Steps
 from runner.metrics.compare import Clip, compare
 from runner.metrics.perceptual import ClipScore, Lpips
 from runner.model import blocks
 from runner.model.arguments import moved
-from runner.parallel.cfg import mirrored
 from runner.quant.ledger import count
 from runner.quant.linear import computed_with
 from runner.recording.recording import Recording

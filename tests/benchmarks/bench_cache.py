@@ -43,7 +43,7 @@ from runner.cache.reuse import Reuse
 from runner.cache.speed import Times
 from runner.cache.trial import Case, Replay, Trials
 from runner.embedded import world
-from runner.embedded.training.evaluate import spread
+from runner.embedded.training.scores import spread
 from runner.generation.generate import generate
 from runner.generation.steps import Steps
 from runner.hardware import open_device

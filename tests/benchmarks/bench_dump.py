@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import torch
 from processor_line import say_processor
 
-from runner.embedded.training.evaluate import SHIPPED
+from runner.embedded.training.scores import SHIPPED
 from runner.hardware.compute import decide
 from runner.model import load_transformer
 from runner.recording.recording import Calls

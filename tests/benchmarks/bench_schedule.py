@@ -24,7 +24,7 @@ from processor_line import say_processor
 from safetensors.torch import load_file
 
 from runner.embedded.judge import score
-from runner.embedded.training.evaluate import spread
+from runner.embedded.training.scores import spread
 from runner.metrics.paired import paired_interval
 from runner.metrics.video import relative_error
 from runner.recording.recording import Recording

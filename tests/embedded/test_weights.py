@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from runner.embedded import world
 from runner.embedded.judge import NONE, judge
-from runner.embedded.training.evaluate import (
+from runner.embedded.training.scores import (
     SHIPPED,
     decode,
     film,

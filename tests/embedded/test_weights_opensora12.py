@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from runner.embedded import world
 from runner.embedded.training import opensora12
-from runner.embedded.training.evaluate import SHIPPED, reconstruction_figures, reconstructions, right, spread
+from runner.embedded.training.scores import SHIPPED, reconstruction_figures, reconstructions, right, spread
 from runner.embedded.training.train_opensora12 import DEVIATION
 from runner.embedded.training.train_vae import decibels, held_out_clips, to_video
 from runner.hardware.casting import DTYPES

@@ -11,7 +11,7 @@ from safetensors import safe_open
 
 from runner.embedded import world
 from runner.embedded.training import sd3
-from runner.embedded.training.evaluate import SHIPPED, reconstruction_figures, right, spread
+from runner.embedded.training.scores import SHIPPED, reconstruction_figures, right, spread
 from runner.hardware.casting import DTYPES
 from runner.hardware.compute import decide
 from runner.model.diffusers import folder as folders

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from runner.config.faults import spell
-from runner.desk.run.job import Job, Member
 from runner.desk.show.terminal import terminal
 from runner.store.status import read_status
+
+if TYPE_CHECKING:
+    from runner.desk.run.job import Job, Member  # points up: a type alone
 
 STYLES = {"done": "", "refused": "red", "failed": "red"}
 

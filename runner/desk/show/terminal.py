@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from runner.desk.check.config import Checked
     from runner.desk.plan.graph import PlannedStage
-    from runner.desk.run.probe import Probe
+    from runner.desk.run.probe import Probe  # points up: a type alone
 
 USAGE = "usage: python -m runner [+recipe=NAME] [group=MEMBER ...] [key=value ...] [-m] [--cfg job]"
 

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from runner.embedded import world
-from runner.embedded.training.evaluate import ask
 from runner.embedded.training.export import CLIPS, export_t5, size_of, write_weights
 from runner.embedded.training.heads import KINDS, Asked, Drawn
+from runner.embedded.training.scores import ask
 from runner.embedded.training.text import build_encoder, write_json
 from runner.embedded.training.train_vae import start_quiet, to_frames, to_video
 from runner.hardware.casting import autocast

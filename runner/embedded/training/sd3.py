@@ -17,9 +17,9 @@ from diffusers import (
 from torch import Tensor, nn
 
 from runner.embedded import world
-from runner.embedded.training.evaluate import ask
 from runner.embedded.training.export import size_of
 from runner.embedded.training.heads import KINDS, Asked, Drawn
+from runner.embedded.training.scores import ask
 from runner.embedded.training.text import CLIP_LENGTH, build_clip_encoder, build_clip_tokenizer, save_clip_tokenizer
 from runner.embedded.training.train_vae import start_quiet, to_frames, to_video
 from runner.hardware.casting import autocast

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from runner.embedded import world
-from runner.embedded.training.evaluate import scores
 from runner.embedded.training.heads import KINDS, WORDS, cells, places, words_said
 from runner.embedded.training.journal import Journal, learning_rate, random_of, train, train_average
 from runner.embedded.training.opensora12 import GRID, TextToVideo, build_vae, film, reconstruct
+from runner.embedded.training.scores import scores
 from runner.embedded.training.text import build_tokenizer, tokenize
 from runner.embedded.training.train_transformer import TransformerPlan
 from runner.embedded.training.train_vae import (

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from runner.embedded import world
-from runner.embedded.training.evaluate import scores
 from runner.embedded.training.heads import KINDS, cells, words_said
 from runner.embedded.training.journal import Journal, learning_rate, random_of, train, train_average
+from runner.embedded.training.scores import scores
 from runner.embedded.training.sd3 import (
     SHIFT,
     TextToImage,

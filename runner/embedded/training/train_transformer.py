@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from runner.embedded import world
-from runner.embedded.training.evaluate import film, make_pipeline, scores
 from runner.embedded.training.heads import KINDS, WORDS, Asked, Drawn, cells, places, words_said
 from runner.embedded.training.journal import Journal, random_of, train_average
+from runner.embedded.training.scores import film, make_pipeline, scores
 from runner.embedded.training.text import build_encoder, build_tokenizer, tokenize
 from runner.embedded.training.train_vae import to_video
 from runner.hardware.casting import autocast
