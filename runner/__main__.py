@@ -16,20 +16,20 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runner.status import DONE, FAILED, INTERRUPTED, REFUSED
+from runner.store.status import DONE, FAILED, INTERRUPTED, REFUSED
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from runner.desk.job import Member
+    from runner.desk.run.job import Member
 
 # `runner NAME ...`: the module whose main(arguments) does it and returns the exit status.
 COMMANDS = {
-    "import-flags": "runner.desk.import_flags",
-    "prune": "runner.desk.prune",
+    "import-flags": "runner.desk.commands.import_flags",
+    "prune": "runner.desk.commands.prune",
     "report": "runner.desk.report.command",
-    "rerun": "runner.desk.rerun",
-    "schema": "runner.desk.offers",
+    "rerun": "runner.desk.commands.rerun",
+    "schema": "runner.desk.commands.offers",
 }
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
@@ -52,21 +52,21 @@ def main() -> None:
 
 def door(arguments: Sequence[str]) -> int:
     """Do what the arguments say; the exit status."""
-    from runner.desk import show
-    from runner.desk.faults import Refused
+    from runner.config.faults import Refused
+    from runner.desk.show import terminal
 
     if not arguments:
-        print(show.recipe_list())
+        print(terminal.recipe_list())
         return DONE
     try:
         if arguments[0] in COMMANDS:
             command: Callable[[Sequence[str]], int] = import_module(COMMANDS[arguments[0]]).main
             return command(arguments[1:])
         if {"-h", "--help"} & set(arguments):
-            print(show.help_text())
+            print(terminal.help_text())
             return DONE
         if _asks_for_completions(arguments):
-            from runner.desk import offers
+            from runner.desk.commands import offers
 
             if offers.complete(list(COMMANDS)):
                 return DONE
@@ -86,9 +86,9 @@ def _asks_for_completions(arguments: Sequence[str]) -> bool:
 
 def _compose(arguments: Sequence[str]) -> int:
     """Have Hydra compose what the arguments ask for, then run or sweep it; the exit status."""
-    from runner.desk import overrides, recipes
-    from runner.desk.faults import Refused
-    from runner.desk.job import member
+    from runner.config import overrides, recipes
+    from runner.config.faults import Refused
+    from runner.desk.run.job import member
 
     if faults := overrides.unparsed(arguments):
         raise Refused(faults)
@@ -106,7 +106,7 @@ def _compose(arguments: Sequence[str]) -> int:
         return DONE
     if not members[0].swept:
         return _run(members[0])
-    from runner.desk import sweep
+    from runner.desk.run import sweep
 
     def elsewhere(root: Path) -> None:
         _hydra(sweep.run_elsewhere, [*arguments, f"hydra.sweep.dir='{root}'"])
@@ -119,7 +119,7 @@ def _hydra_has(launcher: Sequence[str]) -> None:
     from hydra import compose, initialize_config_dir
     from hydra.errors import HydraException
 
-    from runner.desk import recipes
+    from runner.config import recipes
 
     try:
         with initialize_config_dir(str(recipes.folder("conf")), version_base="1.3"):
@@ -140,7 +140,7 @@ def _hydra(task: Callable[[DictConfig], None], arguments: Sequence[str], plain: 
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from runner.desk import recipes
+    from runner.config import recipes
 
     conf = str(recipes.folder("conf"))
     shown_in_full = os.environ.get(FULL_ERROR) == "1"
@@ -167,7 +167,7 @@ def _hydra(task: Callable[[DictConfig], None], arguments: Sequence[str], plain: 
 def _open(arguments: Sequence[str]) -> list[str]:
     """`key=value` as `++key=value`: the schema then judges unknown keys, all at once and with the nearest right name,
     where Hydra would stop at the first."""
-    from runner.desk.recipes import groups
+    from runner.config.recipes import groups
 
     if {"-sc", "--shell-completion"} & set(arguments):
         return list(arguments)  # what follows is no key
@@ -187,8 +187,8 @@ def _in_our_words(error: Exception) -> object:
     from hydra.errors import MissingConfigException, OverrideParseException
     from omegaconf.errors import OmegaConfBaseException
 
-    from runner.desk import overrides
-    from runner.desk.faults import Fault, nearest
+    from runner.config import overrides
+    from runner.config.faults import Fault, nearest
 
     if isinstance(error, OverrideParseException):  # a word without =, or what a recipe sweeps over
         return overrides.fault_of(str(error.override).removeprefix("++"), str(error.message).splitlines()[0])
@@ -205,8 +205,8 @@ def _in_our_words(error: Exception) -> object:
 
 def _run(one: Member) -> int:
     """Run one composed configuration; the exit status."""
-    from runner.desk.job import discard_if_empty, follow, prepare
-    from runner.desk.launch import RunFailed
+    from runner.desk.run.job import discard_if_empty, follow, prepare
+    from runner.desk.run.launch import RunFailed
 
     try:
         follow(prepare(one.composed, one.overrides), one.folder)

@@ -22,14 +22,13 @@ from typing import Any
 
 from rich.console import Console
 
-from runner import delivery, lifeline
-from runner.bench import Bench, Context
-from runner.desk.store import Entry, Store
-from runner.desk.wording import lacks
-from runner.hardware import open_device
+from runner.bench.context import Bench, Context
+from runner.config.wording import lacks
+from runner.hardware import PeerLost, open_device
 from runner.hardware.compute import decide
-from runner.parallel import PeerLost
-from runner.status import FAILED, FINAL, INTERRUPTED, PEER_LOST, STDERR, read_status, write_status
+from runner.store import delivery, lifeline
+from runner.store.artifacts import Entry, Store
+from runner.store.status import FAILED, FINAL, INTERRUPTED, PEER_LOST, STDERR, read_status, write_status
 
 log = logging.getLogger("runner")
 
@@ -135,7 +134,8 @@ def main(runs: list[Path]) -> int:
     lifeline.hold()
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return lead(runs)
-    from runner.parallel import cfg, mesh
+    from runner.hardware import mesh
+    from runner.parallel import cfg
 
     quiet()
     try:
@@ -160,7 +160,7 @@ def main(runs: list[Path]) -> int:
 
 def agree(told: Mapping[str, Any]) -> None:
     """Raise RuntimeError on every rank where what the machine was to decide would be decided otherwise on another."""
-    from runner.parallel import mesh
+    from runner.hardware import mesh
 
     config = told["config"]
     if told["origin"].get("hardware.compute") != "machine":

@@ -11,8 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runner.desk.stages import STAGES
-from runner.desk.store import MANIFEST, Store
+from runner.desk.plan.stages import STAGES
+from runner.store.artifacts import MANIFEST, Store
 
 ARGUMENTS = [
     "+recipe=osp12_w8a8", "sampler.num_sampling_steps=4", "sampler.guidance_batch=separate",

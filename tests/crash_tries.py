@@ -23,7 +23,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 
-from runner.desk.store import MANIFEST, Store
+from runner.store.artifacts import MANIFEST, Store
 
 HIT = ("rename", "replace", "fsync")
 Operation = tuple[str, str, str]  # what, on which path, in which stage ("": before the first, or in the desk)
@@ -99,10 +99,11 @@ def worker(folder: Path, store: Path) -> Callable[[int], tuple[Callable[[], int]
     import torch
     from rich.console import Console
 
-    from runner import delivery, worker
-    from runner.bench import Bench
+    from runner import worker
+    from runner.bench.context import Bench
     from runner.stages import calibrate, dump, quantize, sample  # noqa: F401
-    from runner.status import read_status
+    from runner.store import delivery
+    from runner.store.status import read_status
 
     torch.set_num_threads(1)
     plan = json.loads((folder / "plan.json").read_text()) | {"store": str(store)}
@@ -127,7 +128,9 @@ def worker(folder: Path, store: Path) -> Callable[[int], tuple[Callable[[], int]
 def desk(arguments: list[str]) -> Callable[[int], tuple[Callable[[], int], Callable[[], str]]]:
     """For each try's number: what the front door does with the arguments."""
     from runner.__main__ import door
-    from runner.desk import job, launch, report, show  # noqa: F401
+    from runner.desk import report  # noqa: F401
+    from runner.desk.run import job, launch  # noqa: F401
+    from runner.desk.show import terminal  # noqa: F401
 
     sys.argv[1:] = arguments
     return lambda number: (lambda: door(arguments), lambda: "")

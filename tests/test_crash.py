@@ -28,7 +28,7 @@ from crash_runs import (
     until,
 )
 
-from runner.status import read_status
+from runner.store.status import read_status
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc who is alive")
 

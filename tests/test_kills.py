@@ -21,8 +21,8 @@ from pathlib import Path
 import pytest
 from crash_runs import ORDER, WORKING, entries, finish, processes, results, runs, start, stored_before, until
 
-from runner.desk.store import AGAIN
-from runner.status import read_status
+from runner.store.artifacts import AGAIN
+from runner.store.status import read_status
 
 pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks /proc who is alive")
 

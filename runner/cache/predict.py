@@ -23,7 +23,7 @@ from torch import Tensor
 
 from runner.cache.policy import Policy, Rectangle
 from runner.cache.speed import Times
-from runner.movement import Movement, local_error
+from runner.recording.movement import Movement, local_error
 
 Array = NDArray[np.float64]
 CAUTION = 0.8  # quantile of the steps' gains that none is taken to be below where a search may choose freely

@@ -16,7 +16,7 @@ from runner.cache.predict import Array, Prediction, Probe, Transfers, gains, loc
 from runner.cache.speed import Times
 from runner.cache.trial import Case, Trials
 from runner.metrics.video import relative_error
-from runner.movement import Movement
+from runner.recording.movement import Movement
 
 PROBES = (0.15, 0.55, 0.77)  # where, as a share of the steps; and at the last steps, which are like no others
 LAST = 3  # of them

@@ -15,9 +15,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from runner.cache.policy import Policy
+from runner.generation.steps import Steps
 from runner.model import blocks
 from runner.model.streams import Streams
-from runner.steps import Steps
 
 
 class Reuse:

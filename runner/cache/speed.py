@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from runner.cache.policy import Policy, Range
+from runner.generation.steps import Steps
 from runner.hardware import Hardware
-from runner.steps import Steps
 
 RESAMPLES = 400  # of the bootstrap
 

@@ -18,10 +18,10 @@ from torch import Tensor
 from runner.cache.policy import Policy
 from runner.cache.reuse import Reuse
 from runner.cache.speed import StepTimes
-from runner.generation import generate
+from runner.generation.generate import generate
+from runner.generation.steps import Steps
 from runner.hardware import Hardware
-from runner.kept import Found, Kept
-from runner.steps import Steps
+from runner.search.kept import Found, Kept
 
 
 class Replay:

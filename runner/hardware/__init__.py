@@ -1,4 +1,5 @@
-"""One file a device: what the bench asks of the hardware that is not plain torch."""
+"""One file a device: what the bench asks of the hardware that is not plain torch; and how several
+processes meet (mesh). Importing this room imports no torch."""
 
 from __future__ import annotations
 
@@ -39,3 +40,12 @@ def open_device(name: str) -> Hardware:
     if reason := module.available():
         raise RuntimeError(f"hardware={name}: {reason}")
     return module
+
+
+class PeerLost(ConnectionError):
+    """Another process of the run is gone, or has not answered in time. Why it went is for that process, or for who
+    started it, to say."""
+
+    def __init__(self, rank: int, hangs: str = "") -> None:
+        super().__init__(f"rank {rank} {hangs or 'is gone'}")
+        self.rank, self.hangs = rank, bool(hangs)

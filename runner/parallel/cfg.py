@@ -22,8 +22,9 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from runner.arguments import moved
-from runner.parallel import PeerLost, mesh
+from runner.generation.sharing import Sharing, share
+from runner.hardware import PeerLost, mesh
+from runner.model.arguments import moved
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def twinned(make: Callable[..., M], *arguments: Any) -> M:
     _load(twin)
     module = make(*arguments)
     _twins[module] = twin
+    share(module, Sharing(split, mirrored, content))
     return module
 
 

@@ -12,8 +12,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from runner import lifeline
-from runner.status import FAILED
+from runner.store import lifeline
+from runner.store.status import FAILED
 
 RANKS = "RUNNER_RANKS"
 

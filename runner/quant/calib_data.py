@@ -16,10 +16,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from runner.arguments import flatten, moved
-from runner.durable import finish, unfinished
-from runner.recording import Recording, write_call
-from runner.statistics import LinearStatistics
+from runner.model.arguments import flatten, moved
+from runner.recording.recording import Recording, write_call
+from runner.recording.statistics import LinearStatistics
+from runner.store.durable import finish, unfinished
 
 
 def write_calib_data(

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from runner.statistics import HISTOGRAM_EDGES, LayerStatistics
+from runner.recording.statistics import HISTOGRAM_EDGES, LayerStatistics
 
 Array = NDArray[np.float64]
 LEVELS = 256  # of an 8-bit grid

@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from runner.arguments import moved
+from runner.model.arguments import moved
 from runner.quant.linear import W8A8Linear
 
 

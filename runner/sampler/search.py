@@ -68,7 +68,7 @@ class Trajectories:
         return [float(s) for s in sigmas_at(self.scheduler.alphas_cumprod, np.array(self.timesteps, np.float32))]
 
     def add(self, steps: Iterable[Any], final: Tensor) -> None:
-        """Take in a trajectory (runner.recording.Step) and its result; ValueError on other nodes than the first's."""
+        """Take in a trajectory (recording.Step) and its result; ValueError on other nodes than the first's."""
         taken = list(steps)
         timesteps = [step.timestep for step in taken]
         if self.runs and timesteps != self.timesteps:

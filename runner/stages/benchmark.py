@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from runner import facts
-from runner.bench import Context
-from runner.desk import machine
-from runner.durable import finish, unfinished
-from runner.generation import Generation, forwards, generate, save_part, spread
-from runner.kept import Found, Kept
-from runner.phases import Phases
-from runner.steps import Steps
+from runner.bench.context import Context
+from runner.generation.generate import Generation, forwards, generate, save_part, spread
+from runner.generation.phases import Phases
+from runner.generation.steps import Steps
+from runner.hardware import facts
+from runner.search.kept import Found, Kept
+from runner.store import machine
+from runner.store.durable import finish, unfinished
 
 WARMUP_STEPS = 5  # of a warm-up, as in the port; the desk counts on it
 QUANTILES = (0.5, 0.9, 0.95, 0.99)

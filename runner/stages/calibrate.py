@@ -6,11 +6,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from runner.bench import Context
+from runner.bench.context import Context
 from runner.model import skeleton
 from runner.quant.layers import select
 from runner.quant.observers import observe
-from runner.recording import Recording
+from runner.recording.recording import Recording
 
 UNUSED = "no recorded call runs it"  # why a linear without statistics stays in float
 

@@ -1,4 +1,4 @@
-"""dump: run the float model once and keep what every later stage needs (runner/recording.py names the files).
+"""dump: run the float model once and keep what every later stage needs (runner/recording/recording.py names the files).
 
 Calibration prompts are recorded: the transformer's calls, streamed to disk, the statistics of every linear's input, how
 the block boundaries moved (for a search of a cache), the latents and predictions of every step. Of the prompts that a
@@ -15,19 +15,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.bench import Context
-from runner.block_times import BlockTimes
+from runner.bench.context import Context
 from runner.cache import rules
-from runner.durable import finish, unfinished
-from runner.generation import Clock, forwards, frame_rate, generate, save_part
+from runner.generation.block_times import BlockTimes
+from runner.generation.generate import Clock, forwards, frame_rate, generate, save_part
+from runner.generation.offload import on_device
+from runner.generation.sharing import content, mirrored
+from runner.generation.steps import Steps
 from runner.hardware.casting import DTYPES
-from runner.movement import Boundaries
-from runner.offload import on_device
-from runner.parallel.cfg import content, mirrored
 from runner.quant.calib_data import replay, write_calib_data
-from runner.recording import Calls, Recording, Trajectory
-from runner.statistics import LinearStatistics
-from runner.steps import Steps
+from runner.recording.movement import Boundaries
+from runner.recording.recording import Calls, Recording, Trajectory
+from runner.recording.statistics import LinearStatistics
+from runner.store.durable import finish, unfinished
 
 
 @dataclass(frozen=True)

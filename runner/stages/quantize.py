@@ -15,15 +15,15 @@ from typing import Any, cast
 
 import torch
 
-from runner.bench import Context
+from runner.bench.context import Context
+from runner.bench.progress import Ticker
+from runner.generation.offload import on_device
 from runner.model import load_transformer, skeleton
-from runner.offload import on_device
-from runner.progress import Ticker
 from runner.quant import export, scheme
 from runner.quant.linear import W8A8Linear
 from runner.quant.observers import Range
 from runner.quant.quality import snr_by_layer
-from runner.recording import Recording
+from runner.recording.recording import Recording
 
 # Calls of each calibration prompt that the signal-to-noise ratios are measured on, spread evenly over its steps.
 CALLS = 4

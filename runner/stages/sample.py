@@ -16,24 +16,24 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from runner.arguments import moved
-from runner.bench import Context, float_transformer
+from runner.bench.context import Context, float_transformer
 from runner.cache import rules
 from runner.cache.policy import Policy
 from runner.cache.reuse import Reuse
 from runner.cache.speed import StepTimes, measured
-from runner.durable import finish, unfinished
-from runner.generation import Clock, forwards, frame_rate, generate, race, save_part
-from runner.media import contact_sheet
+from runner.generation.generate import Clock, forwards, frame_rate, generate, race, save_part
+from runner.generation.media import contact_sheet
+from runner.generation.offload import on_device
+from runner.generation.sharing import mirrored
+from runner.generation.steps import Steps
 from runner.metrics.compare import Clip, compare
 from runner.metrics.perceptual import ClipScore, Lpips
 from runner.model import blocks
-from runner.offload import on_device
-from runner.parallel.cfg import mirrored
+from runner.model.arguments import moved
 from runner.quant.ledger import count
 from runner.quant.linear import computed_with
-from runner.recording import Recording
-from runner.steps import Steps
+from runner.recording.recording import Recording
+from runner.store.durable import finish, unfinished
 
 log = logging.getLogger(__name__)
 

@@ -15,19 +15,19 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from runner.bench import Context
+from runner.bench.context import Context
 from runner.cache import exhaustive, policy, probes, search
 from runner.cache.policy import GENERATIONS, Config, Policy, Rectangle
 from runner.cache.rules import FOUND
 from runner.cache.search import Candidate, Outcome
 from runner.cache.speed import Times, measured
 from runner.cache.trial import Case, Trials
-from runner.generation import forwards
-from runner.kept import Found, Kept
+from runner.generation.generate import forwards
 from runner.metrics.video import relative_error
 from runner.model import blocks
-from runner.movement import Movement
-from runner.recording import Recording
+from runner.recording.movement import Movement
+from runner.recording.recording import Recording
+from runner.search.kept import Found, Kept
 
 log = logging.getLogger(__name__)
 

@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from runner.bench import Context
-from runner.generation import generate, is_ours
-from runner.kept import Found, Kept
-from runner.media import read_clip
+from runner.bench.context import Context
+from runner.generation.generate import generate, is_ours
+from runner.generation.media import read_clip
+from runner.generation.offload import on_device
+from runner.generation.steps import Steps
 from runner.metrics.video import relative_error
-from runner.offload import on_device
-from runner.recording import Recording
+from runner.recording.recording import Recording
 from runner.sampler import ays, probes, schedules
 from runner.sampler.jumps import scale
 from runner.sampler.methods import SOLVERS
@@ -38,7 +38,7 @@ from runner.sampler.search import (
     gains_of_all,
     measure_gains,
 )
-from runner.steps import Steps
+from runner.search.kept import Found, Kept
 
 RESULT = "search.json"
 

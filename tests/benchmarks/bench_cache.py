@@ -35,7 +35,7 @@ from processor_line import say_processor
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from runner.bench import Bench
+from runner.bench.context import Bench
 from runner.cache import exhaustive, probes, search
 from runner.cache.policy import GENERATIONS, Config, Policy, Rectangle
 from runner.cache.predict import Prediction
@@ -43,13 +43,13 @@ from runner.cache.reuse import Reuse
 from runner.cache.speed import Times
 from runner.cache.trial import Case, Replay, Trials
 from runner.embedded import world
-from runner.embedded.evaluate import spread
-from runner.generation import generate
+from runner.embedded.training.scores import spread
+from runner.generation.generate import generate
+from runner.generation.steps import Steps
 from runner.hardware import open_device
 from runner.metrics.video import relative_error
-from runner.movement import Movement
-from runner.recording import Recording
-from runner.steps import Steps
+from runner.recording.movement import Movement
+from runner.recording.recording import Recording
 
 RATIOS = (1.3, 1.5)
 TARGETS = (1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7)  # predicted speed of each group of the ranking

@@ -62,7 +62,7 @@ def run(arguments: list[str], folder: Path, status: int = 0) -> tuple[float, flo
 
 def large_checkpoint(folder: Path) -> None:
     """17 GB of nothing (a file with a hole) in the layout of the shipped weights, its hash known."""
-    from runner.desk.checkpoints import EMBEDDED_FOLDER
+    from runner.model.checkpoints import EMBEDDED_FOLDER
 
     shutil.copytree(EMBEDDED_FOLDER / "osp12", folder / LARGE)
     weights, known = folder / LARGE / "diffusion_pytorch_model.safetensors", folder / "outputs/.store/fingerprints.json"
@@ -93,8 +93,8 @@ def commands(folder: Path) -> bool:
 def store(folder: Path) -> None:
     """Seconds of each stage of the main job that its worker spends in the store and in waiting for the disk."""
     from runner import worker
-    from runner.desk.store import Store
     from runner.stages import dump, sample
+    from runner.store.artifacts import Store
 
     run(["+recipe=osp12_w8a8", "output=first"], folder)  # its plan is followed below, in another store
     (planned,) = (folder / "first").glob("*/*/plan.json")

@@ -17,11 +17,11 @@ from types import SimpleNamespace
 import torch
 from processor_line import say_processor
 
-from runner.embedded.evaluate import SHIPPED
+from runner.embedded.training.scores import SHIPPED
 from runner.hardware.compute import decide
 from runner.model import load_transformer
-from runner.recording import Calls
-from runner.statistics import LinearStatistics
+from runner.recording.recording import Calls
+from runner.recording.statistics import LinearStatistics
 
 STEPS, ROUNDS = 4, 25
 

@@ -23,7 +23,7 @@ from processor_line import say_processor
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from runner.embedded.evaluate import SHIPPED
+from runner.embedded.training.scores import SHIPPED
 from runner.hardware.processor import bf16_feature, processor_class
 from runner.model import load_transformer, skeleton
 from runner.quant import kernels

@@ -23,11 +23,11 @@ from pathlib import Path
 from processor_line import say_processor
 from safetensors.torch import load_file
 
-from runner.embedded.evaluate import spread
 from runner.embedded.judge import score
+from runner.embedded.training.scores import spread
 from runner.metrics.paired import paired_interval
 from runner.metrics.video import relative_error
-from runner.recording import Recording
+from runner.recording.recording import Recording
 from runner.sampler.probes import to_align
 
 CALIBRATION = ("a magenta circle moving right", "a cyan square moving down")

@@ -29,16 +29,16 @@ from bench_schedule import arguments, figures, made, run
 from processor_line import say_processor
 from torch.utils.flop_counter import FlopCounterMode
 
-from runner.bench import Bench, quantized_transformer
+from runner.bench.context import Bench, quantized_transformer
 from runner.cache import rules
 from runner.cache.policy import Policy
 from runner.cache.reuse import Reuse
-from runner.generation import generate
+from runner.generation.generate import generate
+from runner.generation.steps import Steps
 from runner.hardware import open_device
 from runner.metrics.paired import paired_interval
 from runner.model import blocks
 from runner.sampler import schedules
-from runner.steps import Steps
 
 WANTED = {"all, 50 steps": 2.3, "all, 25 steps": 3.5}
 RESAMPLES = 2000

@@ -20,9 +20,9 @@ from pathlib import Path
 
 from processor_line import say_processor
 
-from runner.desk.fingerprints import sha256
-from runner.desk.store import MANIFEST, Store
-from runner.durable import sync_tree
+from runner.store.artifacts import MANIFEST, Store
+from runner.store.durable import sync_tree
+from runner.store.fingerprints import sha256
 
 KEY = "0123456789abcdef"
 PAIRS = {"commit": "fsync and sha256", "find, reading all": "sha256", "find": "stat", "link": "copy"}

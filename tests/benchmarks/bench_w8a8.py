@@ -18,7 +18,7 @@ from pathlib import Path
 from processor_line import say_processor
 
 from runner.embedded import world
-from runner.embedded.evaluate import SHIPPED, spread
+from runner.embedded.training.scores import SHIPPED, spread
 
 
 def main() -> int:

@@ -20,7 +20,7 @@ import imageio_ffmpeg
 import numpy as np
 import torch
 
-from runner.generation import generate
+from runner.generation.generate import generate
 from runner.hardware import open_device
 
 

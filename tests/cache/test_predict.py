@@ -8,7 +8,7 @@ from runner.cache import predict
 from runner.cache.policy import Policy, Rectangle
 from runner.cache.predict import Prediction, Transfers, transferred
 from runner.cache.speed import Times
-from runner.movement import local_error
+from runner.recording.movement import local_error
 
 BLOCKS = 4
 

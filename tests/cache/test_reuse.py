@@ -6,7 +6,7 @@ from cache.toy_blocks import sample, toy
 
 from runner.cache.policy import Policy, Rectangle, Segment, Segments
 from runner.cache.reuse import Reuse
-from runner.steps import Steps
+from runner.generation.steps import Steps
 
 
 def cached(pipeline, policy: Policy, joint: bool = True):

@@ -16,7 +16,7 @@ from runner.cache.policy import GENERATIONS, Policy, Rectangle
 from runner.cache.predict import Prediction, Probe, Transfers, gains, local_errors
 from runner.cache.speed import Times, measured
 from runner.cache.trial import Case
-from runner.movement import Movement
+from runner.recording.movement import Movement
 
 STEPS, BLOCKS = 20, 5
 CASES = [Case("a", 1, torch.ones(1), {}), Case("b", 2, torch.ones(1), {})]

@@ -14,10 +14,10 @@ from runner.cache.policy import Policy, Rectangle
 from runner.cache.predict import local_errors
 from runner.cache.speed import Times
 from runner.cache.trial import Case, Trials
+from runner.generation.steps import Steps
 from runner.hardware import open_device
 from runner.model import load_pipeline
-from runner.movement import Boundaries, Movement
-from runner.steps import Steps
+from runner.recording.movement import Boundaries, Movement
 
 STEPS, NOTHING = 8, Policy((None,) * 8)
 ARGUMENTS = ("+recipe=osp12_float", "model.dtype=fp32", f"sampler.num_sampling_steps={STEPS}")
@@ -79,7 +79,7 @@ def test_frames_on_request(trials, case):
 
 def test_probes_measure_what_a_reuse_does(trials, case, tmp_path):
     with Steps(trials.pipeline) as steps, Boundaries(trials.pipeline, steps, 4, tmp_path):
-        from runner.generation import generate
+        from runner.generation.generate import generate
 
         generate(trials.pipeline, trials.config, [case.prompt], [case.seed], trials.hardware, decode=False)
     movement, before = Movement.read(tmp_path), trials.forwards

@@ -13,9 +13,10 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
 from runner.__main__ import _open
-from runner.desk import launch, recipes
-from runner.desk.config import Checked, check
-from runner.desk.precedence import explicit
+from runner.config import recipes
+from runner.config.precedence import explicit
+from runner.desk.check.config import Checked, check
+from runner.desk.run import launch
 
 Check = Callable[..., Checked]
 ROOT = Path(__file__).parents[2]

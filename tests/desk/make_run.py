@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from runner.media import contact_sheet, save_clip
+from runner.generation.media import contact_sheet, save_clip
 
 COLORS = {"red": (214, 48, 49), "green": (38, 166, 91), "blue": (41, 98, 214), "yellow": (240, 196, 25)}
 MOTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from runner.desk.store import Store
+from runner.store.artifacts import Store
 
 
 def note(line: str) -> None:

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from runner.__main__ import door
-from runner.desk import launch
-from runner.desk.schema import keys
-from runner.desk.store import Store
+from runner.config.schema import keys
+from runner.desk.run import launch
+from runner.store.artifacts import Store
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 2.5  # seconds of processor time; torch and diffusers alone take more

@@ -1,4 +1,4 @@
-"""The shipped checkpoint: layout, size and quality, as far as seconds tell (all: `runner.embedded.evaluate`)."""
+"""The shipped checkpoint: layout, size and quality, as far as seconds tell (all: training.evaluate)."""
 
 import json
 from functools import partial
@@ -10,7 +10,8 @@ import yaml
 from safetensors import safe_open
 
 from runner.embedded import world
-from runner.embedded.evaluate import (
+from runner.embedded.judge import NONE, judge
+from runner.embedded.training.scores import (
     SHIPPED,
     decode,
     film,
@@ -19,8 +20,7 @@ from runner.embedded.evaluate import (
     right,
     spread,
 )
-from runner.embedded.judge import NONE, judge
-from runner.embedded.train_vae import DEVIATION, reconstruct
+from runner.embedded.training.train_vae import DEVIATION, reconstruct
 from runner.hardware.casting import DTYPES
 from runner.hardware.compute import decide
 
@@ -62,7 +62,7 @@ def test_the_autoencoder_keeps_held_out_clips(pipeline) -> None:
 
 
 def test_its_latents_have_the_deviation_that_training_gave_them(pipeline) -> None:
-    from runner.embedded.train_vae import held_out_clips, to_video
+    from runner.embedded.training.train_vae import held_out_clips, to_video
 
     video = to_video([clip for clip, _ in held_out_clips(8)]).to(DTYPES[DTYPE])
     with torch.no_grad():

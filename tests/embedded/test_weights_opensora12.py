@@ -1,4 +1,4 @@
-"""The shipped Open-Sora 1.2: layout, size, quality, as far as seconds tell (all: `runner.embedded.evaluate`)."""
+"""The shipped Open-Sora 1.2: layout, size, quality, as far as seconds tell (all: training.evaluate)."""
 
 from functools import partial
 from typing import Any
@@ -10,10 +10,11 @@ import yaml
 from PIL import Image
 from safetensors import safe_open
 
-from runner.embedded import opensora12, world
-from runner.embedded.evaluate import SHIPPED, reconstruction_figures, reconstructions, right, spread
-from runner.embedded.train_opensora12 import DEVIATION
-from runner.embedded.train_vae import decibels, held_out_clips, to_video
+from runner.embedded import world
+from runner.embedded.training import opensora12
+from runner.embedded.training.scores import SHIPPED, reconstruction_figures, reconstructions, right, spread
+from runner.embedded.training.train_opensora12 import DEVIATION
+from runner.embedded.training.train_vae import decibels, held_out_clips, to_video
 from runner.hardware.casting import DTYPES
 from runner.hardware.compute import decide
 

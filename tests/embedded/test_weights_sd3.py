@@ -1,4 +1,4 @@
-"""The shipped Stable Diffusion 3: layout, size, quality, as far as seconds tell (all: `runner.embedded.evaluate`)."""
+"""The shipped Stable Diffusion 3: layout, size, quality, as far as seconds tell (all: training.evaluate)."""
 
 from functools import partial
 from typing import Any
@@ -9,8 +9,9 @@ import torch
 import yaml
 from safetensors import safe_open
 
-from runner.embedded import sd3, world
-from runner.embedded.evaluate import SHIPPED, reconstruction_figures, right, spread
+from runner.embedded import world
+from runner.embedded.training import sd3
+from runner.embedded.training.scores import SHIPPED, reconstruction_figures, right, spread
 from runner.hardware.casting import DTYPES
 from runner.hardware.compute import decide
 from runner.model.diffusers import folder as folders

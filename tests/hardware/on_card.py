@@ -21,8 +21,8 @@ def main(device: str) -> None:
     vendors.install(device)
     from model.diffusers.in_process import run
 
+    from runner.generation.offload import Offload
     from runner.model import parts
-    from runner.offload import Offload
 
     there: list[list[str]] = []
     bring = Offload.pre_forward

@@ -8,13 +8,13 @@ import pytest
 from desk.conftest import front_door
 from hydra.core.config_store import ConfigStore
 
-from runner.desk import graph
-from runner.desk.fingerprints import Fingerprints
-from runner.desk.job import plan as plan_job
-from runner.desk.rerun import _as_told
-from runner.desk.store import Store
+from runner.desk.commands.rerun import _as_told
+from runner.desk.plan import graph
+from runner.desk.run.job import plan as plan_job
 from runner.hardware import processor
 from runner.hardware.compute import decide
+from runner.store.artifacts import Store
+from runner.store.fingerprints import Fingerprints
 from runner.worker import agree
 
 AVX2 = "fma avx2 bmi2"
@@ -115,7 +115,7 @@ def test_memory_decides_whether_weights_are_cast_layer_by_layer(machine, keys, m
 
     def job_with(memory: int, *arguments: str):
         facts = {"processor": "x", "cores": 2, "memory": memory, "accelerators": [], "system": "x"}
-        monkeypatch.setattr("runner.desk.machine.describe", lambda: facts)
+        monkeypatch.setattr("runner.store.machine.describe", lambda: facts)
         checked = front_door("+recipe=osp12_w8a8", f"output={tmp_path}", *arguments)
         ConfigStore.instance().repo.pop("recipe", None)
         return plan_job(checked, ())
@@ -135,9 +135,9 @@ def test_ranks_that_would_decide_differently_are_refused(machine, monkeypatch):
     machine(f"flags\t: {FLAGS['amx']}")
     config = {"hardware": {"device": "cpu"}, "model": {"dtype": "bf16"}}
     told = json.loads(json.dumps({"config": config, "origin": {"hardware.compute": "machine"}}))
-    monkeypatch.setattr("runner.parallel.mesh.gather", lambda mine: [mine, "bf16"])
+    monkeypatch.setattr("runner.hardware.mesh.gather", lambda mine: [mine, "bf16"])
     agree(told)
-    monkeypatch.setattr("runner.parallel.mesh.gather", lambda mine: [mine, "fp32"])
+    monkeypatch.setattr("runner.hardware.mesh.gather", lambda mine: [mine, "fp32"])
     with pytest.raises(RuntimeError, match="rank 0 in bf16, rank 1 in fp32.*set hardware.compute"):
         agree(told)
     agree({**told, "origin": {"hardware.compute": "command line"}})

@@ -16,7 +16,7 @@ from crash_runs import entries
 from model.diffusers.tiny import PIPELINES, save, spelled
 from parallel.test_run import results, run
 
-from runner.media import save_clip
+from runner.generation.media import save_clip
 
 pytestmark = pytest.mark.skipif(
     not hasattr(getattr(torch._C, "_acc", None), "register_python_privateuseone_hook"),

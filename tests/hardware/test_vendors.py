@@ -78,8 +78,8 @@ device, folder = sys.argv[1:]
 torch.utils.rename_privateuse1_backend(device)  # so that torch knows the name, as with the vendor's package
 vendors.install(device)
 from hardware.card import Card
-from runner.bench import Bench
-from runner.generation import generate
+from runner.bench.context import Bench
+from runner.generation.generate import generate
 from runner.hardware import open_device
 model = {"name": "opensora12", "checkpoint": folder, "dtype": "fp16", "num_frames": 5, "height": 240, "width": 426,
          "max_sequence_length": 12, "fps": 8}

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
-from runner.parallel import cfg, mesh
-from runner.statistics import LinearStatistics
-from runner.steps import Steps
+from runner.generation.steps import Steps
+from runner.hardware import mesh
+from runner.parallel import cfg
+from runner.recording.statistics import LinearStatistics
 
 
 class Toy(nn.Module):

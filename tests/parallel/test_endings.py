@@ -98,7 +98,7 @@ def test_a_rank_that_fails_says_why(tiny_checkpoint, tmp_path):
     (tmp_path / "sitecustomize.py").write_text(
         "import os\n"
         "if os.environ.get('RANK') == '1':\n"
-        "    from runner.parallel import mesh\n"
+        "    from runner.hardware import mesh\n"
         "    def send(message, to):\n"
         "        raise ValueError('the other half is lost')\n"
         "    mesh.send = send\n"
@@ -126,7 +126,7 @@ def test_a_rank_that_hangs_is_given_up(tiny_checkpoint, tmp_path):
         "import os\n"
         "if 'RANK' in os.environ:\n"
         "    from datetime import timedelta\n"
-        "    from runner.parallel import mesh\n"
+        "    from runner.hardware import mesh\n"
         "    mesh.ANSWER = timedelta(seconds=6)\n"
     )
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])

@@ -21,7 +21,7 @@ from runner.quant.layers import select
 from runner.quant.linear import W8A8Linear
 from runner.quant.observers import observe
 from runner.quant.w8a8 import quantize, quantize_linear
-from runner.statistics import BINS, LayerStatistics
+from runner.recording.statistics import BINS, LayerStatistics
 
 pytestmark = pytest.mark.slow
 

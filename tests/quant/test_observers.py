@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from runner.quant.observers import OBSERVERS, Range, observe, percentile_range, quantization_error, trim
-from runner.statistics import BINS, HISTOGRAM_EDGES, LayerStatistics
-from runner.statistics import histogram as bin_counts
+from runner.recording.statistics import BINS, HISTOGRAM_EDGES, LayerStatistics
+from runner.recording.statistics import histogram as bin_counts
 
 DISTRIBUTIONS = ["normal", "laplace", "student", "outliers", "positive", "skewed"]
 

@@ -13,9 +13,10 @@ from rich.console import Console
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from runner import delivery, worker
-from runner.bench import Bench
-from runner.desk.store import Store
+from runner import worker
+from runner.bench.context import Bench
+from runner.store import delivery
+from runner.store.artifacts import Store
 
 
 @contextmanager

@@ -10,8 +10,8 @@ import pytest
 from stages.cut_off import Again, calls
 from stages.test_run_opensora12 import run
 
-from runner.desk.store import Store
 from runner.model.opensora12 import OpenSora12Transformer
+from runner.store.artifacts import Store
 
 WARM_UP = BATCH = 2  # calls
 
@@ -52,7 +52,7 @@ def test_what_was_timed_before_a_crash_is_not_timed_again(done: Path, tmp_path: 
 def test_what_another_machine_has_timed_is_timed_again(done: Path, tmp_path: Path, monkeypatch) -> None:
     again = Again(done, tmp_path, "benchmark")
     with monkeypatch.context() as patched, calls(OpenSora12Transformer, at_most=WARM_UP + 3 * BATCH):
-        patched.setattr("runner.desk.machine.identity", lambda: "another")
+        patched.setattr("runner.store.machine.identity", lambda: "another")
         assert not again.follow()
     with calls(OpenSora12Transformer) as made:
         assert again.follow()

@@ -11,7 +11,7 @@ from model.diffusers.tiny import PIPELINES, save
 
 from runner.hardware import casting
 from runner.quant import export
-from runner.recording import Recording
+from runner.recording.recording import Recording
 
 PARTS_OF_WEIGHTS = ("weight", "weight_scale", "weight_offset", "bias")
 SEARCHES = {

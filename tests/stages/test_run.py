@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from runner.quant import export
-from runner.recording import Recording
+from runner.recording.recording import Recording
 
 
 def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from runner.recording import Recording
+from runner.recording.recording import Recording
 
 # What readers of the GCU port's report find there.
 PORT = {
@@ -130,7 +130,7 @@ def test_a_cache_is_searched_counted_and_applied(tiny_opensora12: Path, outputs:
 
 
 def test_the_desk_counts_the_steps_of_a_warm_up() -> None:
-    from runner.desk import forwards
+    from runner.desk.plan import forwards
     from runner.stages import benchmark
 
     assert forwards.WARMUP_STEPS == benchmark.WARMUP_STEPS

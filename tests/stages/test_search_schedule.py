@@ -12,7 +12,7 @@ from stages.cut_off import Again, calls
 
 from runner.metrics.video import relative_error
 from runner.model.osp12.transformer import OSP12Transformer
-from runner.recording import Recording
+from runner.recording.recording import Recording
 from runner.sampler import schedules
 
 N, K = 16, 5

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from runner.desk import wording
+from runner.config import wording
 from runner.desk.report.page import Section
 from runner.desk.report.plot import Axis, Point, heat, scatter
 from runner.desk.report.read import Run

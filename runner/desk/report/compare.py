@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.desk.faults import spell
-from runner.desk.precedence import leaves
+from runner.config.faults import spell
+from runner.config.precedence import leaves
 from runner.desk.report.figures import FIGURES, Figure
 from runner.desk.report.read import Run, read_run
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from runner.desk import wording
+from runner.config import wording
 from runner.desk.report.read import Run
 from runner.desk.report.values import number
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from runner.desk import wording
+from runner.config import wording
 from runner.desk.report.read import Clip, Layer, Run
 from runner.desk.report.values import number, pick
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from runner.desk.faults import spell
+from runner.config.faults import spell
 from runner.desk.report.compare import Comparison, Row, compare
 from runner.desk.report.figures import Figure
 from runner.desk.report.page import Section, render, write_page

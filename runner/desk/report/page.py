@@ -10,7 +10,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from runner.desk import wording
+from runner.config import wording
 
 
 @dataclass(frozen=True)

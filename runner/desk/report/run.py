@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from runner.desk import wording
+from runner.config import wording
 from runner.desk.report.cache import cache
 from runner.desk.report.files import Entry
 from runner.desk.report.ledger import clip_figures, highlights, ledger, verdict, worst_layers

@@ -10,7 +10,7 @@ import pytest
 from model.diffusers.in_process import run
 from model.diffusers.tiny import PIPELINES, save, spelled
 
-from runner.bench import Bench
+from runner.bench.context import Bench
 
 STEPS = 4
 DTYPES = {"wan": "bf16", "sd3": "bf16"}  # the one has modules that stay in float32; the other a saved buffer

@@ -10,9 +10,9 @@ from hydra.core.config_store import ConfigStore
 from rich.console import Console
 
 from runner.__main__ import _open
-from runner.bench import Bench
-from runner.desk import recipes
-from runner.desk.job import prepare
+from runner.bench.context import Bench
+from runner.config import recipes
+from runner.desk.run.job import prepare
 from runner.worker import attempt
 
 

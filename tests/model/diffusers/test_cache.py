@@ -13,11 +13,11 @@ from model.diffusers.conftest import STEPS
 
 from runner.cache.policy import Policy, Rectangle
 from runner.cache.reuse import Reuse
-from runner.generation import generate
+from runner.generation.generate import generate
+from runner.generation.steps import Steps
 from runner.hardware import open_device
 from runner.model import blocks
-from runner.movement import Boundaries, Movement, local_error
-from runner.steps import Steps
+from runner.recording.movement import Boundaries, Movement, local_error
 
 # What flows from block to block, in the order in which a block returns it.
 STREAMS = dict.fromkeys(("pixart", "wan", "ltx"), ("hidden_states",))
@@ -65,7 +65,7 @@ def test_it_leaves_no_trace(ran):
 
 def test_what_is_recorded_is_how_the_streams_moved(ran, tmp_path: Path, monkeypatch):
     """Each step's local error of every range is what the streams say, guided as the solver's prediction is."""
-    monkeypatch.setattr("runner.movement.TOKENS", 1000)  # all of them
+    monkeypatch.setattr("runner.recording.movement.TOKENS", 1000)  # all of them
     pipeline, streams, held = ran.bench._pipeline, STREAMS[ran.name], []
     names = blocks(pipeline)
     calls: list[list] = []

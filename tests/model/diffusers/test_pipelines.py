@@ -10,12 +10,12 @@ from model.diffusers.conftest import STEPS
 from PIL import Image
 from safetensors.torch import load_file
 
-from runner.generation import generate
+from runner.generation.generate import generate
 from runner.hardware import open_device
 from runner.model import blocks, load_transformer, skeleton
 from runner.quant import export
 from runner.quant.linear import W8A8Linear
-from runner.recording import Recording
+from runner.recording.recording import Recording
 from runner.sampler.methods import FOLLOWING
 
 BLOCKS = {

@@ -12,13 +12,13 @@ from model.diffusers.in_process import run
 from model.diffusers.tiny import PIPELINES, flow, save, spelled
 from safetensors.torch import load_file
 
-from runner.bench import Bench
-from runner.generation import generate
+from runner.bench.context import Bench
+from runner.generation.generate import generate
+from runner.generation.steps import Steps
 from runner.hardware import open_device
 from runner.metrics.video import relative_error
-from runner.recording import Recording
+from runner.recording.recording import Recording
 from runner.sampler import schedules
-from runner.steps import Steps
 
 N, K = 8, 3
 # Pipelines whose calls take sigmas (SD3, Flux), timesteps (LTX, PixArt) or neither (Wan); bf16 where a solver keeps it.

@@ -10,11 +10,11 @@ from hydra.core.config_store import ConfigStore
 
 from runner.cache.policy import Policy, Rectangle
 from runner.cache.reuse import Reuse
-from runner.generation import generate
+from runner.generation.generate import generate
+from runner.generation.steps import Steps
 from runner.hardware import open_device
 from runner.model import blocks, load_pipeline
-from runner.movement import Boundaries, Movement
-from runner.steps import Steps
+from runner.recording.movement import Boundaries, Movement
 
 STEPS = 4
 

@@ -9,7 +9,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BatchEncoding, T5EncoderModel
 
-from runner.media import save_mp4
+from runner.generation.media import save_mp4
 from runner.model.opensora12 import OpenSora12Pipeline, OpenSora12Transformer, OpenSora12VAE, RFlowScheduler
 from runner.model.opensora12 import pipeline as room
 from runner.model.opensora12 import vae as vae_room

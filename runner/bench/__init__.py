@@ -1,0 +1,1 @@
+"""What a stage is given: the loaded model, the device, artifacts, and where it reports."""

@@ -1,0 +1,1 @@
+"""What a run may say, and how it is said: keys, types, meanings, values by precedence, faults. No torch."""

@@ -1,0 +1,1 @@
+"""From what Hydra composed to one configuration that may run, or every reason why it may not."""

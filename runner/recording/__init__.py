@@ -1,0 +1,1 @@
+"""What dump remembers of the float model, and what later stages read of it."""

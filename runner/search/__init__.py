@@ -1,0 +1,1 @@
+"""What any search under a budget is made of."""
