@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from runner.hardware.processor import processor_class
+
 DEVICE = "cpu"
 
 
@@ -55,4 +57,5 @@ def describe() -> dict[str, str | int]:
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     except OSError:
         pass
-    return {"device": model, "cores": os.cpu_count() or 1, "threads": torch.get_num_threads()}
+    threads = torch.get_num_threads()
+    return {"device": model, "class": processor_class(), "cores": os.cpu_count() or 1, "threads": threads}

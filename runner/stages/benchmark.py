@@ -143,6 +143,7 @@ def performance(config: dict[str, Any], measured: list[dict[str, Any]]) -> dict[
         "Avg single prompt infer time": a_clip("generation"),
         "Avg single video save time": a_clip("save"),
         # what the port's report lacks
+        "compute": config["hardware"]["compute"],
         "height": model["height"],
         "width": model["width"],
         "prompts": len(config["prompts"]["text"]),

@@ -17,7 +17,17 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from quant.integer_products import RANGE, float_linear, integers_of, operands, raw_int_mm, raw_onednn, restated, right
+from quant.integer_products import (
+    RANGE,
+    float_linear,
+    integers_of,
+    keeps_odd_sums,
+    operands,
+    raw_int_mm,
+    raw_onednn,
+    restated,
+    right,
+)
 from torch import Tensor
 
 from runner.quant import kernels
@@ -34,7 +44,9 @@ def test_a_kernel_is_used_where_its_operator_is_right_and_nowhere_else() -> None
     """The oracle is the operator itself: oneDNN as it is, oneDNN for pairs of weights within 128, torch._int_mm."""
     if torch.backends.mkldnn.is_available():
         assert kernels.exact("onednn", "cpu") == right(raw_onednn)
-        assert kernels.exact("carries", "cpu") == right(raw_onednn, lambda w: w.clamp(-64, 64))
+        assert kernels.exact("carries", "cpu") == (
+            right(raw_onednn, lambda w: w.clamp(-64, 64)) and keeps_odd_sums(raw_onednn)
+        )
     assert kernels.exact("int_mm", "cpu") == right(raw_int_mm)
     assert kernels.exact("float_kept", "cpu")
     assert not kernels.exact("onednn", "cuda") and not kernels.exact("carries", "cuda")
