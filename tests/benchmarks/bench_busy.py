@@ -3,7 +3,8 @@
     python tests/benchmarks/bench_busy.py [--rounds 3] [+recipe=osp12_w8a8 key=value ...]
 
 The three are taken in turn, each from nothing in an output folder of its own; the second run is the same recipe. `spin`
-is the job alone with libgomp's own count of turns that its threads wait, which the runner lowers (runner.desk.run.launch).
+is the job alone with libgomp's own count of turns that its threads wait, which the runner lowers
+(runner.desk.run.launch).
 """
 
 from __future__ import annotations
