@@ -86,22 +86,7 @@ def _asks_for_completions(arguments: Sequence[str]) -> bool:
 
 def _compose(arguments: Sequence[str]) -> int:
     """Have Hydra compose what the arguments ask for, then run or sweep it; the exit status."""
-    from runner.config import overrides, recipes
-    from runner.config.faults import Refused
-    from runner.desk.run.job import member
-
-    if faults := overrides.unparsed(arguments):
-        raise Refused(faults)
-    members: list[Member] = []
-    own_mode = recipes.register(arguments)
-    swept = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments)
-    launcher = [a for a in arguments if swept and re.match(r"\+?hydra([/.])launcher\b", a)]
-    if launcher:
-        _hydra_has(launcher)
-    # Hydra's own launcher composes all jobs of a sweep: they are checked before the one that is asked for gets any.
-    plain = not own_mode and not any(re.match(r"-|[+~]*hydra\b", argument) for argument in arguments)
-    composing = [a for a in arguments if a not in launcher]
-    _hydra(lambda composed: members.append(member(composed)), composing, plain)
+    members = compose(arguments)
     if not members:  # --cfg, --info and the like
         return DONE
     if not members[0].swept:
@@ -111,7 +96,36 @@ def _compose(arguments: Sequence[str]) -> int:
     def elsewhere(root: Path) -> None:
         _hydra(sweep.run_elsewhere, [*arguments, f"hydra.sweep.dir='{root}'"])
 
-    return sweep.run(members, arguments, elsewhere if launcher else None)
+    return sweep.run(members, arguments, elsewhere if _launcher(arguments) else None)
+
+
+def compose(arguments: Sequence[str]) -> list[Member]:
+    """What the arguments ask for: one combination, all of a sweep, or none where Hydra itself has answered.
+
+    Raises Refused where an argument does not parse, and Uncomposed where Hydra refuses.
+    """
+    from runner.config import overrides, recipes
+    from runner.config.faults import Refused
+    from runner.desk.run.job import member
+
+    if faults := overrides.unparsed(arguments):
+        raise Refused(faults)
+    members: list[Member] = []
+    own_mode = recipes.register(arguments)
+    launcher = _launcher(arguments)
+    if launcher:
+        _hydra_has(launcher)
+    # Hydra's own launcher composes all jobs of a sweep: they are checked before the one that is asked for gets any.
+    plain = not own_mode and not any(re.match(r"-|[+~]*hydra\b", argument) for argument in arguments)
+    composing = [a for a in arguments if a not in launcher]
+    _hydra(lambda composed: members.append(member(composed)), composing, plain)
+    return members
+
+
+def _launcher(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a sweep that name a launcher of Hydra's."""
+    swept = {"-m", "--multirun", "hydra.mode=MULTIRUN"} & set(arguments)
+    return [a for a in arguments if swept and re.match(r"\+?hydra([/.])launcher\b", a)]
 
 
 def _hydra_has(launcher: Sequence[str]) -> None:
