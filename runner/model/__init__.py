@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from .rules import Room, Rules
 
 
 def load_pipeline(model: Mapping[str, Any], sample_method: str, device: str, transformer: Any = None) -> Any:
@@ -39,9 +41,9 @@ def apply_template(model: Mapping[str, Any], prompt: str) -> str:
     return _room(model).apply_template(prompt, model["template"]) if "template" in model else prompt
 
 
-def rules_of(model: Mapping[str, Any]) -> Any:
+def rules_of(model: Mapping[str, Any]) -> Rules:
     """The rules of a model section's architecture: a module without torch."""
-    return import_module(f"{__name__}.{model['name']}.rules")
+    return cast(Rules, import_module(f"{__name__}.{model['name']}.rules"))
 
 
 def _declare(model: Mapping[str, Any], transformer: Any) -> Any:
@@ -51,11 +53,11 @@ def _declare(model: Mapping[str, Any], transformer: Any) -> Any:
     return transformer
 
 
-def _room(model: Mapping[str, Any]) -> Any:
+def _room(model: Mapping[str, Any]) -> Room:
     name = model["name"]
     if not name.isidentifier() or not (Path(__file__).parent / name).is_dir():
         raise ValueError(f"model.name is {name!r}; there is no runner/model/{name}")
-    return import_module(f"{__name__}.{name}")
+    return cast(Room, import_module(f"{__name__}.{name}"))
 
 
 def by_room(module: str, components: Mapping[str, Any]) -> dict[str, Any]:
