@@ -5,30 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from model.tiny import opensora12, osp12
 from torch.overrides import TorchFunctionMode
 
 import runner.model
 from runner.model.attention import attention, attention_replaced
-from runner.model.opensora12 import OpenSora12Transformer
-from runner.model.osp12 import OSP12VAE, OSP12Transformer
+from runner.model.osp12 import OSP12VAE
 
-DATA = Path(__file__).parents[1] / "data"
 RUNNER = Path(runner.model.__file__).parents[1]
-
-
-def osp12():
-    """A tiny transformer and a call of it; so each of these."""
-    cases = load_file(DATA / "osp12/dit_a/cases.safetensors")
-    call = {key.removeprefix("vid."): value for key, value in cases.items() if key.startswith("vid.")}
-    given = {key: value for key, value in call.items() if not key.startswith("output")}
-    return OSP12Transformer.from_pretrained(DATA / "osp12/dit_a/model_ema"), given
-
-
-def opensora12():
-    cases = load_file(DATA / "opensora12/stdit3_cases.safetensors")
-    call = {key.removeprefix("t2v_mask.in."): t for key, t in cases.items() if key.startswith("t2v_mask.in.")}
-    return OpenSora12Transformer.from_pretrained(DATA / "opensora12/stdit3"), call
 
 
 TINY = {"osp12": osp12, "opensora12": opensora12}
