@@ -1,4 +1,4 @@
-"""The models: diffusers pipelines that this project builds, and which of their modules are blocks. Imports no torch."""
+"""The models: diffusers pipelines that this project builds, and the layout of their transformers. Imports no torch."""
 
 from __future__ import annotations
 
