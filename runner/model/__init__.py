@@ -1,11 +1,14 @@
-"""The models: diffusers pipelines that this project builds, and which of their modules are blocks. Imports no torch."""
+"""The models: diffusers pipelines that this project builds, and the layout of their transformers. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+from .layout import Layout
+from .rules import Room, Rules
 
 
 def load_pipeline(model: Mapping[str, Any], sample_method: str, device: str, transformer: Any = None) -> Any:
@@ -39,9 +42,9 @@ def apply_template(model: Mapping[str, Any], prompt: str) -> str:
     return _room(model).apply_template(prompt, model["template"]) if "template" in model else prompt
 
 
-def rules_of(model: Mapping[str, Any]) -> Any:
+def rules_of(model: Mapping[str, Any]) -> Rules:
     """The rules of a model section's architecture: a module without torch."""
-    return import_module(f"{__name__}.{model['name']}.rules")
+    return cast(Rules, import_module(f"{__name__}.{model['name']}.rules"))
 
 
 def _declare(model: Mapping[str, Any], transformer: Any) -> Any:
@@ -51,11 +54,11 @@ def _declare(model: Mapping[str, Any], transformer: Any) -> Any:
     return transformer
 
 
-def _room(model: Mapping[str, Any]) -> Any:
+def _room(model: Mapping[str, Any]) -> Room:
     name = model["name"]
     if not name.isidentifier() or not (Path(__file__).parent / name).is_dir():
         raise ValueError(f"model.name is {name!r}; there is no runner/model/{name}")
-    return import_module(f"{__name__}.{name}")
+    return cast(Room, import_module(f"{__name__}.{name}"))
 
 
 def by_room(module: str, components: Mapping[str, Any]) -> dict[str, Any]:
@@ -74,38 +77,16 @@ def parts(pipeline: Any) -> dict[str, Any]:
     return {name: part for name, part in pipeline.components.items() if isinstance(part, nn.Module)}
 
 
-def blocks(pipeline: Any) -> list[str]:
-    """Dotted names, under pipeline.transformer, of the blocks in the order in which they run.
+def layout_of(transformer: Any) -> Layout:
+    """What a transformer says of itself: by the room that wrote it, else by the room of all of diffusers.
 
-    A transformer declares its lists of blocks as `block_lists`; lists in a tuple of their own take turns, the first
-    block of each, then the second. For one that nobody here wrote they are its lists of modules whose class diffusers
-    declares to be repeated or not to be split, else all its lists of two or more modules of one class that have
-    parameters. Raises ValueError when there is neither, and for a list that the transformer does not have.
+    Raises ValueError where it has no blocks, and for a list of them that it does not have.
     """
-    transformer = pipeline.transformer
-    lists = getattr(transformer, "block_lists", None)
-    if lists is None:
-        lists = _repeated(transformer)
-    groups = [(entry,) if isinstance(entry, str) else tuple(entry) for entry in lists]
-    modules = dict(transformer.named_modules())
-    if strange := [name for group in groups for name in group if type(modules.get(name)).__name__ != "ModuleList"]:
-        raise ValueError(f"{type(transformer).__name__} has no list of modules {', '.join(strange)}")
-    names = [f"{name}.{index}" for group in groups for index in range(len(modules[group[0]])) for name in group]
-    if not names:
-        raise ValueError(f"{type(transformer).__name__} declares no blocks: name its lists of them in model.blocks")
-    return names
+    ours = [kind.__module__ for kind in type(transformer).__mro__ if kind.__module__.startswith(f"{__name__}.")]
+    room = ours[0].removeprefix(f"{__name__}.").partition(".")[0] if ours else "diffusers"
+    return cast(Layout, import_module(f"{__name__}.{room}.layout").layout(transformer))
 
 
-def _repeated(transformer: Any) -> list[str]:
-    """The lists of repeated modules right under a transformer, in the order of its definition."""
-    kinds = {
-        kind for key in ("_repeated_blocks", "_no_split_modules") for kind in getattr(transformer, key, None) or ()
-    }
-    lists = {name: child for name, child in transformer.named_children() if type(child).__name__ == "ModuleList"}
-    declared = [name for name, entries in lists.items() if any(type(entry).__name__ in kinds for entry in entries)]
-    alike = [
-        name
-        for name, entries in lists.items()
-        if len(entries) > 1 and len({type(entry) for entry in entries}) == 1 and any(True for _ in entries.parameters())
-    ]
-    return declared or alike
+def blocks(pipeline: Any) -> list[str]:
+    """Dotted names, under pipeline.transformer, of the blocks in the order in which they run, see layout_of."""
+    return [block.module for block in layout_of(pipeline.transformer).blocks]

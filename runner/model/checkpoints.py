@@ -13,6 +13,7 @@ from runner.config.faults import Fault
 from runner.config.recipes import PACKAGE
 from runner.model import rules_of
 from runner.model.object_file import read
+from runner.model.rules import Rules
 
 EMBEDDED = "embedded"
 EMBEDDED_FOLDER = PACKAGE / "embedded" / "weights"  # with a folder for each model
@@ -46,15 +47,18 @@ def locate(name: str, revision: str | None, architecture: str | None = None) -> 
         )
     folder = Path(name).expanduser()
     if revision is not None and not folder.exists():
-        looks = _snapshot(architecture)
-        return Checkpoint(str(looks and looks(name, revision) or name), f"{name} at revision {revision} of the hub")
+        rules = _rules(architecture)
+        return Checkpoint(
+            str(rules and rules.snapshot(name, revision) or name), f"{name} at revision {revision} of the hub"
+        )
     return Checkpoint(os.path.abspath(folder), f"checkpoint {os.path.abspath(folder)}")
 
 
 def faults(checkpoint: Checkpoint, architecture: str) -> list[Fault]:
     """Why the weights cannot be used, as far as names of files and config.json tell."""
     key, folder = "model.checkpoint", checkpoint.folder
-    if folder is None and _snapshot(architecture):
+    rules = _rules(architecture)
+    if folder is None and rules is not None and not rules.FROM_HUB:
         return [Fault(key, "the hub's cache on this machine has no such revision of it: hf download it first")]
     if folder is None:
         return []
@@ -65,10 +69,9 @@ def faults(checkpoint: Checkpoint, architecture: str) -> list[Fault]:
     return [Fault(key, sentence) for sentence in rules_of({"name": architecture}).checkpoint_faults(folder)]
 
 
-def _snapshot(architecture: str | None) -> Any:
-    """How a model's rules find a hub id on this machine; None of a model that is downloaded when it is loaded."""
-    known = architecture is not None and architecture.isidentifier()
-    return getattr(rules_of({"name": architecture}), "snapshot", None) if known else None
+def _rules(architecture: str | None) -> Rules | None:
+    """The rules of an architecture, None where it has no name that could be one's."""
+    return rules_of({"name": architecture}) if architecture is not None and architecture.isidentifier() else None
 
 
 def shapes_of(model: Mapping[str, Any], folder: Path) -> Any:
@@ -89,7 +92,7 @@ def heads(model: Mapping[str, Any]) -> int | None:
     """How many heads its attention has; None where no config.json on this machine tells."""
     rules = rules_of(model)
     try:
-        found = read(Path(model["checkpoint"]) / getattr(rules, "TRANSFORMER", "") / "config.json").get(rules.HEADS)
+        found = read(Path(model["checkpoint"]) / rules.TRANSFORMER / "config.json").get(rules.HEADS)
     except ValueError:
         return None
     return found if isinstance(found, int) else None
@@ -125,7 +128,7 @@ def weight_files(config: Mapping[str, Any]) -> dict[str, Path | str]:
     """
     model = config["model"]
     found: dict[str, Path | str] = {}
-    for part, place in _parts(model).items():
+    for part, place in rules_of(model).parts(model).items():
         if place is None or not os.path.isabs(place):
             found[part] = f"{place}@{model['revision']}"
             continue
@@ -133,14 +136,6 @@ def weight_files(config: Mapping[str, Any]) -> dict[str, Path | str]:
             if file.suffix in WEIGHT_FILES and file.is_file():
                 found[f"{part}/{file.name}"] = file
     return found
-
-
-def _parts(model: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the files of a resolved model section are, by part: what its keys name, or what its folder is made of."""
-    rules = rules_of(model)
-    if hasattr(rules, "parts"):
-        return rules.parts(model)  # type: ignore[no-any-return]
-    return {"transformer": model["checkpoint"], **{part: model[part] for part in rules.PARTS}}
 
 
 def shipped(references: Any, model: Mapping[str, Any]) -> Any:
@@ -160,4 +155,4 @@ def reference_files(config: Mapping[str, Any]) -> list[Path]:
     """The images and videos that the prompts of a resolved configuration name, if its model takes any."""
     rules, prompts = rules_of(config["model"]), config["prompts"]
     texts = [text for name in ("text", "calibration", "verification") for text in prompts.get(name) or ()]
-    return list(dict.fromkeys(rules.files(texts))) if hasattr(rules, "files") else []
+    return list(dict.fromkeys(rules.files(texts)))

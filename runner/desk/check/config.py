@@ -99,8 +99,8 @@ def _of_checkpoint(composed: DictConfig, checkpoint: Checkpoint | None) -> dict[
     if checkpoint is None or checkpoint.folder is None:
         return {}
     name = OmegaConf.select(composed, "model.name")
-    rules: Any = rules_of({"name": name}) if name in architectures() else None
-    own = rules.defaults(checkpoint.folder) if hasattr(rules, "defaults") else {}
+    rules = rules_of({"name": name}) if name in architectures() else None
+    own = rules.defaults(checkpoint.folder) if rules is not None else {}
     return {**own, **checkpoint_defaults(checkpoint.folder)}
 
 

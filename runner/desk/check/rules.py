@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from runner.config.faults import Fault, nearest, spell
 from runner.config.precedence import Explicit
@@ -20,15 +20,15 @@ from runner.model import checkpoints, rules_of
 from runner.model.checkpoints import Checkpoint
 from runner.parallel import rules as parallel
 
+if TYPE_CHECKING:
+    from runner.model.rules import Rules
+
 # Folders and files: relative to the working folder when given, absolute in run.json.
 PATHS = (
     *("output", "model.cache_dir", "quant.folder", "dump.from", "dump.folder"),
     *("sample.folder", "sample.lpips", "sample.clip", "sampler.schedule", "sampler.save_dir"),
     *("sampler.videos_path", "cache.config", "cache.save_path"),
 )
-
-
-GUIDANCE_BATCHES = ("joint", "separate")  # of pipelines that were written here
 
 
 def between(
@@ -74,8 +74,8 @@ def between(
     if checkpoint is not None and good("model.checkpoint"):
         model["checkpoint"] = checkpoint.path
     if not any(key.startswith("sampler") for key in wrong):
-        yield from _guidance(config, getattr(rules, "GUIDANCE_BATCHES", GUIDANCE_BATCHES))
-        if methods := rules.SAMPLE_METHODS or rules.sample_methods(checkpoint and checkpoint.folder):
+        yield from _guidance(config, rules.GUIDANCE_BATCHES)
+        if methods := rules.sample_methods(checkpoint.folder if checkpoint is not None else None):
             yield from _sampler(config, methods, explicitly)
             if checkpoint is not None and checkpoint.folder is not None:
                 yield from _solver(config["sampler"], rules, checkpoint.folder)
@@ -137,12 +137,12 @@ def _references(prompts: dict[str, Any], good: Any, model: Mapping[str, Any]) ->
     """Have each prompt of text say which images and videos go with it, and how."""
     names, rules = ("references", "mask_strategy"), rules_of(model)
     given = [checkpoints.shipped(prompts[names[0]], model), prompts[names[1]]]
-    if not hasattr(rules, "with_references"):
+    if not rules.REFERENCES:
         for name, value in zip(names, given, strict=True):
             if value is not None:
                 yield Fault(f"prompts.{name}", f"{model['name']} is given words alone", value)
     elif good(*(f"prompts.{name}" for name in names)):
-        prompts["text"], found = rules.with_references(prompts["text"], *given, model)
+        prompts["text"], found = rules.with_references(prompts["text"], given[0], given[1], model)
         yield from (Fault(f"prompts.{name}", sentence) for name, sentence in found)
 
 
@@ -179,16 +179,16 @@ def _sampler(config: Mapping[str, Any], methods: Sequence[str], explicitly: Expl
         yield Fault(f"sampler.{name}", sentence, value)
 
 
-def _solver(sampler: dict[str, Any], model: Any, folder: Path) -> Iterator[Fault]:
+def _solver(sampler: dict[str, Any], model: Rules, folder: Path) -> Iterator[Fault]:
     """What the solver of a checkpoint that brings its own is not configured for; `model` are the model's rules."""
     from runner.sampler import rules
 
-    if not hasattr(model, "solver"):
-        return
     try:
         settings = model.solver(folder)
     except ValueError:
         return  # the checkpoint is what is wrong
+    if settings is None:
+        return
     yield from (Fault(f"sampler.{key}", *rest) for key, *rest in rules.solver_faults(sampler, settings))
     if sampler["videos_path"] is not None:
         sentence = "how a foreign pipeline makes latents of clips is not known; expected null"

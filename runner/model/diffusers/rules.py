@@ -3,7 +3,7 @@ is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from . import folder as folders
 from .folder import snapshot as snapshot  # for the desk
 from .signature import call
 
-SAMPLE_METHODS = ()  # the folder says
-PARTS = ()  # all are in the folder
-GUIDANCE_BATCHES = (None,)  # the pipeline decides
+SAMPLE_METHODS: tuple[str, ...] = ()  # the folder says
+PARTS: tuple[str, ...] = ()  # all are in the folder
+GUIDANCE_BATCHES: tuple[str | None, ...] = (None,)  # the pipeline decides
+FROM_HUB = False  # what it takes is read from its files first
+REFERENCES = False
 TRANSFORMER = "transformer"  # the folder in the checkpoint's that has its config.json
 NOISE_IN_DTYPE = False  # each pipeline draws noise as it likes
 HEADS = "num_attention_heads"  # the key there that says how many heads attention has
@@ -137,7 +139,7 @@ def blocks(model: Mapping[str, Any]) -> int:
     return sum(found.get(name, 0) for name in model["blocks"]) if model["blocks"] else sum(found.values())
 
 
-def solver(folder: Path) -> dict[str, Any]:
+def solver(folder: Path) -> dict[str, Any] | None:
     """The configuration of the folder's solver. ValueError where there is none."""
     return read(folder / "scheduler" / folders.SCHEDULER_FILE)
 
@@ -152,6 +154,18 @@ def parts(model: Mapping[str, Any]) -> dict[str, Any]:
 def components(model: Mapping[str, Any], folder: Path | None) -> dict[str, str]:
     """Parts that a key could place elsewhere: none."""
     return {}
+
+
+def files(texts: Sequence[str]) -> list[Path]:
+    """The references that prompts name: none, they are words alone."""
+    return []
+
+
+def with_references(
+    texts: Sequence[str], references: Any, strategies: Any, model: Mapping[str, Any]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """The prompts as they are: they are words alone."""
+    return list(texts), []
 
 
 def _call(folder: Path) -> dict[str, Any]:

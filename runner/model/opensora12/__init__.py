@@ -6,7 +6,7 @@ from typing import Any
 _NAMES = {
     "vae": ("OpenSora12VAE",),
     "transformer": ("OpenSora12Transformer",),
-    "loading": ("load", "load_transformer", "skeleton"),
+    "loading": ("apply_template", "load", "load_transformer", "skeleton"),
     "masks": ("apply_mask_strategy", "find_nearest_point", "parse_mask_strategy", "strategy_text"),
     "pipeline": ("OpenSora12Pipeline", "OpenSora12PipelineOutput"),
     "prompts": ("append_score", "extract_json", "save_path", "split_merge", "split_prompt", "text_preprocessing"),

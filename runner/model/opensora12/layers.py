@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from diffusers.models.embeddings import get_timestep_embedding
 from torch import Tensor, nn
 
+from ..attention import Attending
+
 SINUSOIDS = 256
 
 
@@ -51,7 +53,7 @@ def rotate(x: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
     return torch.stack([a * cos - b * sin, b * cos + a * sin], dim=-1).flatten(-2)
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(Attending):
     """Multi-head attention within x [N, K, D]; queries and keys are normalized by head, then rotated."""
 
     def __init__(self, dim: int, heads: int, qk_norm: bool) -> None:
@@ -67,10 +69,10 @@ class SelfAttention(nn.Module):
         q, k = self.q_norm(q), self.k_norm(k)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(self.attend(q, k, v).transpose(1, 2).flatten(2))
 
 
-class CrossAttention(nn.Module):
+class CrossAttention(Attending):
     """Multi-head attention of x [B, K, D] to text [B, L, D], of which `mask` [B, 1, 1, L] keeps what is true."""
 
     def __init__(self, dim: int, heads: int) -> None:
@@ -83,7 +85,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         q = self.q_linear(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         k, v = self.kv_linear(text).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+        return self.proj(self.attend(q, k, v, mask).transpose(1, 2).flatten(2))
 
 
 class Mlp(nn.Module):

@@ -74,5 +74,10 @@ def skeleton(model: Mapping[str, Any]) -> OpenSora12Transformer:
     return transformer.eval().requires_grad_(False)
 
 
+def apply_template(prompt: str, template: str) -> str:
+    """`prompt` in a text with one {}; the model has no templates of its own."""
+    return template.replace("{}", prompt)
+
+
 def _hub(model: Mapping[str, Any]) -> dict[str, Any]:
     return {"cache_dir": model.get("cache_dir"), "revision": model.get("revision")}

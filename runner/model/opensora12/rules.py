@@ -15,6 +15,10 @@ from .sizes import ASPECT_TABLES, MICRO_LATENTS, frame_count, image_size, latent
 
 SAMPLE_METHODS = ("RFLOW",)
 PARTS = ("text_encoder", "vae3d")  # beside the transformer; of vae2d the released config is known
+GUIDANCE_BATCHES = ("joint", "separate")
+TRANSFORMER = ""  # the checkpoint is the transformer's folder
+FROM_HUB = True
+REFERENCES = True
 TEXT_ENCODER = "DeepFloyd/t5-v1_1-xxl"
 # What the folders of the release are called on the hub, beside their plain names.
 RELEASED = {
@@ -78,6 +82,21 @@ def settled(model: Mapping[str, Any]) -> dict[str, Any]:
         return size | dict(zip(("height", "width"), sides, strict=True))
     sides = (model["height"], model["width"])
     return size | {"resolution": "{}x{}".format(*sides), "aspect_ratio": "{}:{}".format(*sides)}
+
+
+def defaults(folder: Path) -> dict[str, Any]:
+    """What the checkpoint's own files say of keys: nothing here."""
+    return {}
+
+
+def sample_methods(folder: Path | None) -> tuple[str, ...]:
+    """The solvers that the model can be sampled with, whatever the checkpoint."""
+    return SAMPLE_METHODS
+
+
+def solver(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the checkpoint's solver: it brings none."""
+    return None
 
 
 def with_references(
@@ -183,6 +202,11 @@ def checkpoint_faults(folder: Path) -> Iterator[str]:
     return identity.faults(folder, CLASS_NAMES, weights, has_weights, ("_class_name", "model_type"))
 
 
+def snapshot(name: str, revision: str) -> Path | None:
+    """The folder of a hub id on this machine: not looked for, loading does."""
+    return None
+
+
 def blocks(model: Mapping[str, Any]) -> int:
     """How many blocks the transformer has: the spatial ones and as many temporal ones. ValueError where it does not
     tell."""
@@ -194,6 +218,11 @@ def has_weights(folder: Path) -> bool:
     return any(
         (folder / f"{stem}.safetensors{rest}").is_file() for stem in STEMS for rest in ("", ".index.json")
     ) or any(path.suffix in (".pt", ".pth") for path in folder.iterdir())
+
+
+def parts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the files of a resolved model section are, by part."""
+    return {"transformer": model["checkpoint"], **{part: model[part] for part in PARTS}}
 
 
 def components(model: Mapping[str, Any], folder: Path | None) -> dict[str, str]:

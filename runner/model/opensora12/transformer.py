@@ -25,7 +25,6 @@ class OpenSora12Transformer(PretrainedModel):
     and of kernels have no effect.
     """
 
-    block_lists = (("spatial_blocks", "temporal_blocks"),)  # the blocks, in order, for runner.model.blocks
     _no_split_modules = ["STDiT3Block"]  # type: ignore[assignment]  # None in ModelMixin
     _repeated_blocks = ["STDiT3Block"]
 

@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..attention import Attending
 from .rope import Rotary, rotate
 
 
-class Attention(nn.Module):
+class Attention(Attending):
     """Multi-head attention of x [B,S,D] over a context [B,K,D], or over x itself; `to_out` always has a bias."""
 
     def __init__(self, dim: int, heads: int, bias: bool, dropout: float) -> None:
@@ -39,7 +40,7 @@ class Attention(nn.Module):
         )
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
-        x = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+        x = self.attend(q, k, v, bias).transpose(1, 2).flatten(2)
         for layer in self.to_out:
             x = layer(x)
         return x

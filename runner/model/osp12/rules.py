@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,10 @@ CLASS_NAMES = (
     "OSP12Transformer",
 )  # what config.json may call the transformer: the release, this project
 PARTS = ("vae", "text_encoder")  # beside the transformer
+GUIDANCE_BATCHES = ("joint", "separate")
+TRANSFORMER = ""  # the checkpoint is the transformer's folder
+FROM_HUB = True
+REFERENCES = False
 AUTOENCODERS = ("CausalVAEModel_D4_4x8x8",)
 TEXT_ENCODER = "google/mt5-xxl"  # the release does not ship its text encoder
 TIME_FACTOR = 4  # frames a latent frame holds, after the first, which stands alone
@@ -53,6 +57,21 @@ def settled(model: Mapping[str, Any]) -> dict[str, Any]:
     return {}
 
 
+def defaults(folder: Path) -> dict[str, Any]:
+    """What the checkpoint's own files say of keys: nothing here."""
+    return {}
+
+
+def sample_methods(folder: Path | None) -> tuple[str, ...]:
+    """The solvers that the model can be sampled with, whatever the checkpoint."""
+    return SAMPLE_METHODS
+
+
+def solver(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the checkpoint's solver: it brings none."""
+    return None
+
+
 def checkpoint_faults(folder: Path) -> Iterator[str]:
     """Why `folder` is no transformer checkpoint of this model, in sentences; none if it is one as far as names tell."""
 
@@ -62,9 +81,19 @@ def checkpoint_faults(folder: Path) -> Iterator[str]:
     return identity.faults(folder, CLASS_NAMES, " or ".join(WEIGHTS), has_weights)
 
 
+def snapshot(name: str, revision: str) -> Path | None:
+    """The folder of a hub id on this machine: not looked for, loading does."""
+    return None
+
+
 def blocks(model: Mapping[str, Any]) -> int:
     """How many blocks the transformer has. ValueError where its config.json does not tell."""
     return int(object_file.read(Path(model["checkpoint"]) / "config.json").get("num_layers", LAYERS))
+
+
+def parts(model: Mapping[str, Any]) -> dict[str, Any]:
+    """Where the files of a resolved model section are, by part."""
+    return {"transformer": model["checkpoint"], **{part: model[part] for part in PARTS}}
 
 
 def components(model: Mapping[str, Any], folder: Path | None) -> dict[str, str]:
@@ -82,3 +111,15 @@ def components(model: Mapping[str, Any], folder: Path | None) -> dict[str, str]:
             if places:
                 found[part] = str(places[0])
     return {"text_encoder": TEXT_ENCODER, **found}
+
+
+def files(texts: Sequence[str]) -> list[Path]:
+    """The references that prompts name: none, they are words alone."""
+    return []
+
+
+def with_references(
+    texts: Sequence[str], references: Any, strategies: Any, model: Mapping[str, Any]
+) -> tuple[list[str], list[tuple[str, str]]]:
+    """The prompts as they are: they are words alone."""
+    return list(texts), []

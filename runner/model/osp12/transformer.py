@@ -26,7 +26,6 @@ class OSP12Transformer(PretrainedModel):
     (attention_mode, num_embeds_ada_norm, use_stable_fp32 ...) is accepted and has no effect.
     """
 
-    block_lists = ("transformer_blocks",)  # the blocks, in order, for runner.model.blocks
     _no_split_modules = ["OSP12Block"]  # type: ignore[assignment]  # None in ModelMixin
     _repeated_blocks = ["OSP12Block"]
 

@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attention import Attending
+
 CHUNK = 4  # frames that a convolution takes at a time where no gradient is wanted
 
 
@@ -122,7 +124,7 @@ class ResnetBlock3D(ResnetBlock2D):
     conv = CausalConv3d
 
 
-class AttnBlock3DFix(nn.Module):
+class AttnBlock3DFix(Attending):
     """Residual single-head attention among the positions of each frame, [B, C, T, H, W]."""
 
     per_frame = False
@@ -138,7 +140,7 @@ class AttnBlock3DFix(nn.Module):
         q, k, v = (
             project(y).permute(0, 2, 3, 4, 1).reshape(b * t, 1, h * w, c) for project in (self.q, self.k, self.v)
         )
-        y = F.scaled_dot_product_attention(q, k, v)
+        y = self.attend(q, k, v)
         return x + self.proj_out(y.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3))
 
 

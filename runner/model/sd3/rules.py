@@ -9,17 +9,21 @@ from typing import Any
 from runner.model.diffusers import folder as folders
 from runner.model.diffusers import rules
 from runner.model.diffusers.rules import (  # noqa: F401  # for the desk
+    FROM_HUB,
     HEADS,
     PARTS,
+    REFERENCES,
     SAMPLE_METHODS,
     TRANSFORMER,
     blocks,
     components,
     faults,
+    files,
     sample_methods,
     settled,
     snapshot,
     solver,
+    with_references,
 )
 
 GUIDANCE_BATCHES = ("joint",)  # the pipeline knows no other
