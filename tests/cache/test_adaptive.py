@@ -48,14 +48,16 @@ def test_no_cut_is_better_by_more_than_a_bin(seed):
     p = prediction(5, 2, 2, seed)
     found = [(sum(map(p.times.saved, c.policy(5, 2).ranges)), damage) for c, damage in front(p)]
     width = p.steps * p.times.step / BINS
+    assert len(found) > 1
     for saved, damage in every_cut(p):
         assert any(s >= saved - p.steps * width and d <= damage + 1e-9 for s, d in found)
 
 
 def test_the_damage_that_is_told_is_that_of_the_policy():
     p = prediction(12, 4, 3)
-    for config, damage in front(p):
-        assert p.damage(config.policy(12, 4)) == pytest.approx(damage)
+    found = list(front(p))
+    assert len(found) > 1 and any(damage > 0 for _, damage in found)
+    assert [p.damage(config.policy(12, 4)) for config, _ in found] == pytest.approx([damage for _, damage in found])
 
 
 def test_never_worse_than_a_rectangle():
@@ -76,4 +78,6 @@ def test_no_step_is_taken_to_matter_much_less_than_the_others():
     assert cautious.costs[finite] == pytest.approx(expected)
     assert np.array_equal(prediction(5, 2, 2).cautious().costs, prediction(5, 2, 2).costs)
     damages = {c.config: c.damage for c in adaptive(p)}
-    assert all(cautious.damage(config.policy(5, 2)) == pytest.approx(damage) for config, damage in damages.items())
+    assert len(damages) > 1 and all(
+        cautious.damage(config.policy(5, 2)) == pytest.approx(damage) for config, damage in damages.items()
+    )
