@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from model.diffusers.test_rules import folder as pipeline_folder
+from support.pipeline_folder import folder as pipeline_folder
 
 from runner.config.faults import Refused
 from runner.config.precedence import leaves
