@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 DATA = Path(__file__).parent / "data"
+pytest_plugins = ["support.skipped_whole"]
 
 TINY_DEFAULTS = """\
 model:

@@ -248,6 +248,18 @@ def test_every_name_that_is_imported_of_ours_is_there(house: dict[str, Path], fo
     assert not lost, lost
 
 
+def test_no_test_imports_a_test() -> None:
+    """What several need is in tests/support."""
+    wrong = []
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
+            module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
+            if any(part.startswith("test_") for name in [module, *names] for part in name.split(".")):
+                wrong.append(f"{path.relative_to(ROOT)}, line {node.lineno}")
+    assert not wrong, wrong
+
+
 def test_every_name_that_a_string_spells_out_is_there(house: dict[str, Path]) -> None:
     """Of the tables of commands and schemes, of what is started by name, of what tests put something in place of."""
     lost = []

@@ -24,6 +24,7 @@ from torch import Tensor
 from runner.generation.steps import Steps
 from runner.model import blocks
 from runner.model.streams import Streams
+from runner.recording.step_files import step_file, step_files
 
 TOKENS = 32  # of each stream, drawn once: the errors of all ranges are then measured on the same ones
 
@@ -117,7 +118,7 @@ class Boundaries:
         self._past.appendleft(now)
         if grams:
             tensors = {"increments": torch.stack(grams).cpu().contiguous(), "weights": weights.cpu()}
-            save_file(tensors, self.folder / f"step-{position:03d}.safetensors")
+            save_file(tensors, step_file(self.folder, position))
 
 
 def _weights(outputs: Tensor, prediction: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class Movement:
     @classmethod
     def read(cls, part: Path) -> Movement:
         """What `Boundaries` wrote into the folder of a part."""
-        files = sorted((part / "movement").glob("step-*.safetensors"))
+        files = [file.path for file in step_files(part / "movement")]
         steps = [{name: tensor.double() for name, tensor in load_file(file).items()} for file in files]
         grams = (step["increments"].cumsum(-1).cumsum(-2) for step in steps)
         return cls([torch.empty(0), *grams], [torch.empty(0), *(step["weights"] for step in steps)])

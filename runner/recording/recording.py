@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from runner.generation.steps import Steps
 from runner.model.arguments import flatten, named, restore
 from runner.recording.statistics import FIELDS, LayerStatistics
+from runner.recording.step_files import step_file, step_files
 
 REST = "rest"  # key of a call's metadata: what of it is no tensor, or not written again
 
@@ -86,7 +87,6 @@ def write_call(
 ) -> None:
     """One call (see model.arguments.flatten) as a file of `folder`; `as_first` are tensors that it has in common with
     the first call of this branch, and are not written again."""
-    name = f"step-{position:03d}" + (f"-{branch}" if branch else "")
     rest = {"arguments": outline, "as_first": list(as_first)}
     metadata = {REST: json.dumps(rest, sort_keys=True)} if any(rest.values()) else None
     whole: dict[str, Tensor] = {}
@@ -95,7 +95,7 @@ def write_call(
         place = tensor.untyped_storage().data_ptr()
         whole[key] = tensor.clone() if place in places else tensor.contiguous()
         places.add(place)
-    save_file(whole, folder / f"{name}.safetensors", metadata)
+    save_file(whole, step_file(folder, position, branch), metadata)
 
 
 def _same(a: Tensor, b: Tensor | None) -> bool:
@@ -116,7 +116,7 @@ class Trajectory:
             "latents": latents.detach().cpu().contiguous(),
             "prediction": prediction.detach().cpu().contiguous(),
         }
-        save_file(tensors, self.folder / f"step-{position:03d}.safetensors")
+        save_file(tensors, step_file(self.folder, position))
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Predictions(Mapping[int, Tensor]):
     """The (guided) prediction of each step of a recorded trajectory, [1,C,T,H,W], read when it is asked for."""
 
     def __init__(self, folder: Path) -> None:
-        self._files = {int(file.stem.removeprefix("step-")): file for file in sorted(folder.glob("step-*.safetensors"))}
+        self._files = {file.position: file.path for file in step_files(folder)}
 
     def __getitem__(self, step: int) -> Tensor:
         with safe_open(self._files[step], "pt") as file:
@@ -178,9 +178,8 @@ class Recording:
     def trajectory(self, part: Path) -> Iterator[Step]:
         """Every step of one part that is no mere reference, in order; read one by one, so that a long trajectory of
         large latents needs no memory. What the last step led to is `final`."""
-        for file in sorted((part / "trajectory").glob("step-*.safetensors")):
+        for position, _, file in step_files(part / "trajectory"):
             step = load_file(file)
-            position = int(file.stem.removeprefix("step-"))
             yield Step(position, float(step["timestep"]), step["latents"], step["prediction"])
 
     def predictions(self, part: Path) -> Mapping[int, Tensor]:
@@ -194,13 +193,12 @@ class Recording:
     def calls(self, part: Path) -> Iterator[dict[str, Any]]:
         """Keyword arguments of every call of the transformer in one part, in the order in which they were made."""
         text = load_file(part / "text.safetensors")
-        first: dict[str, dict[str, Tensor]] = {}
-        for file in sorted((part / "calls").glob("step-*.safetensors"), key=lambda file: file.stem):
-            branch = file.stem.removeprefix("step-")[4:] or "0"
+        first: dict[int, dict[str, Tensor]] = {}
+        for _, branch, file in step_files(part / "calls"):
             with safe_open(file, framework="pt") as opened:
                 call = {name: opened.get_tensor(name) for name in opened.keys()}
                 rest = json.loads((opened.metadata() or {}).get(REST, "{}"))
-            call |= {key.partition(".")[2]: v for key, v in text.items() if key.partition(".")[0] == branch} | call
+            call |= {key.partition(".")[2]: v for key, v in text.items() if key.partition(".")[0] == str(branch)} | call
             call |= {name: first[branch][name] for name in rest.get("as_first", ())}
             first.setdefault(branch, call)
             yield restore(call, rest.get("arguments", {}))

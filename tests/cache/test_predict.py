@@ -62,6 +62,8 @@ def test_errors_of_a_period_add_and_those_of_periods_add_as_squares():
     prediction = Prediction(costs, Times(1.0, (0.5,)))
     assert prediction.damage(Rectangle(1, 3, 0, 1).policy(8, 1)) == pytest.approx(np.hypot(3 + 4, 6 + 7))
     assert prediction.damage(Policy((None, *[(0, 1)] * 4, None, None, None))) == np.inf  # further than was recorded
-    for rectangle, damage, speedup in prediction.rectangles():
+    rectangles = list(prediction.rectangles())
+    assert len(rectangles) > 1
+    for rectangle, damage, speedup in rectangles:
         policy = rectangle.policy(8, 1)
         assert (damage, speedup) == pytest.approx((prediction.damage(policy), prediction.times.speedup(policy)))

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from cache.test_adaptive import prediction
+from support.predictions import prediction
 
 from runner.cache import probes, search
 from runner.cache.exhaustive import at_most, exhaustive, least_length

@@ -6,8 +6,8 @@ import copy
 
 import pytest
 import torch
-from model.opensora12 import test_transformer as opensora12
-from model.osp12 import test_transformer as osp12
+from support import opensora12_vectors as opensora12
+from support import osp12_vectors as osp12
 
 from runner.hardware import casting
 from runner.hardware.casting import cast

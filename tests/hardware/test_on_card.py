@@ -14,7 +14,7 @@ import pytest
 import torch
 from crash_runs import entries
 from model.diffusers.tiny import PIPELINES, save, spelled
-from parallel.test_run import results, run
+from support.short_runs import results, run
 
 from runner.generation.media import save_clip
 

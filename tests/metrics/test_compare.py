@@ -65,9 +65,10 @@ def test_what_was_not_measured_is_absent() -> None:
     assert result["summary"]["lpips"] == {"median": 0.25, "p95": 0.25}
 
 
-def test_a_missing_clip_is_an_error() -> None:
-    with pytest.raises(ValueError):
-        compare(clips(0), clips(1)[:2], PROMPTS)
+@pytest.mark.parametrize(("references", "made"), [(3, 2), (2, 3), (2, 2)])
+def test_a_missing_clip_is_an_error(references: int, made: int) -> None:
+    with pytest.raises(ValueError, match=r"zip\(\) argument \d is shorter"):
+        compare(clips(0)[:references], clips(1)[:made], PROMPTS)
 
 
 def test_quantile_is_numpys_with_infinities_in_their_place() -> None:

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from parallel.test_run import command, environment, results, run
+from support.short_runs import command, environment, results, run
 
 pytestmark = [
     pytest.mark.slow,

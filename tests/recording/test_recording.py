@@ -1,55 +1,17 @@
 """The recording: histograms, statistics by step, calls."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
-from torch import nn
+from support.toy_pipeline import generate, toy_pipeline
 
 from runner.generation.steps import Steps
 from runner.recording.recording import Calls, Recording, Trajectory
 from runner.recording.statistics import BINS, HISTOGRAM_EDGES, LinearStatistics, _extremes, histogram
-
-
-class Toy(nn.Module):
-    """Two linears that share an input, one that does not, called with the transformer's keywords."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.q, self.k, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6)
-
-    def forward(self, hidden_states, timestep, encoder_hidden_states=None, return_dict=True):
-        return (self.out(self.q(hidden_states) + self.k(hidden_states)),)
-
-
-class Scheduler:
-    """Walks down given timesteps, as diffusers' schedulers do."""
-
-    def __init__(self, timesteps):
-        self.timesteps = torch.tensor(timesteps)
-        self.config = SimpleNamespace(num_train_timesteps=1000)
-
-    def step(self, model_output, timestep, sample):
-        return (sample - model_output,)
-
-
-def toy_pipeline(timesteps=(900.0, 500.0, 100.0)):
-    return SimpleNamespace(scheduler=Scheduler(timesteps), transformer=Toy())
-
-
-def generate(pipeline, x, text=None, branches=1):
-    """A sampling loop in small; returns what each forward got."""
-    inputs = []
-    for t in pipeline.scheduler.timesteps:
-        for _ in range(branches):
-            inputs.append(x.clone())
-            output = pipeline.transformer(hidden_states=x, timestep=t, encoder_hidden_states=text)[0]
-        (x,) = pipeline.scheduler.step(output, t, x)
-    return inputs
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -43,9 +43,13 @@ def test_a_gain_is_the_share_of_an_error_that_is_left():
         return Walked(timesteps, [latents.double(), *states[1:]], result + latents.double() / 3)
 
     found = measure_gains(runs, walk)
-    assert [gain.gain for gain in found] == pytest.approx([1 / 3] * len(found), rel=1e-5)
-    assert forwards == probes.evaluations(20, 2) and len(found) <= probes.PERTURBED
-    assert {gain.prompt for gain in found} == {0, 1} and all(gain.size > 0 for gain in found)
+    nodes, places = probes.coarse(20), probes.places(20)
+    assert [gain.node for gain in found] == [nodes[place] for place in places] and len(places) == 3
+    assert [gain.prompt for gain in found] == [0, 1, 0] and all(gain.size > 0 for gain in found)
+    assert [gain.gain for gain in found] == pytest.approx([1 / 3] * 3, rel=1e-5)
+    assert forwards == probes.evaluations(20, 2)
+    after = [(number % 2, len(nodes) - place) for number, place in enumerate(places)]
+    assert sorted(asked) == sorted([(0, len(nodes)), (1, len(nodes)), *after])
 
 
 def test_between_measured_nodes_the_logarithm_of_the_gain_is_linear():
@@ -55,14 +59,24 @@ def test_between_measured_nodes_the_logarithm_of_the_gain_is_linear():
     assert gains_of_all([], 3) == [1.0] * 4
 
 
-def test_different_schedules_are_tried_the_best_on_paper_first():
-    runs = recorded()
-    found = candidates(runs, [1.0] * 21, 3)
-    assert 1 <= len(found) < probes.TRIED
-    assert len({tuple(each.timesteps) for each in found}) == len(found)
-    for each in found:
-        assert set(each.timesteps) <= set(runs.timesteps) and each.timesteps[0] == runs.timesteps[0]
-    assert found[0].predicted <= found[-1].predicted
+@pytest.mark.parametrize(
+    ("method", "count", "names"),
+    [
+        ("DDIM", 4, ["errors as they point", "errors are independent"]),
+        ("EulerDiscrete", 3, ["errors as they point"]),  # both ways lead to one schedule, which is tried once
+    ],
+)
+def test_different_schedules_are_tried_the_best_on_paper_first(method, count, names):
+    runs = recorded(method)
+    gains = [1.0] * 21
+    found, jumps = candidates(runs, gains, count), runs.jumps(gains)
+    assert [each.name for each in found] == names and len(names) < probes.TRIED
+    places = [[runs.timesteps.index(timestep) for timestep in each.timesteps] for each in found]
+    assert all(nodes[0] == 0 and nodes == sorted(set(nodes)) and len(nodes) == count for nodes in places)
+    damages = [jumps.damage(nodes) for nodes in places]
+    assert [each.predicted for each in found] == pytest.approx(damages)
+    assert all(better < worse for better, worse in zip(damages, damages[1:], strict=False))
+    assert damages[0] < jumps.damage(list(range(0, 20, 20 // count))[:count])  # evenly spread
 
 
 def test_prompts_recorded_over_other_steps_are_an_error():

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from stages.cut_off import Again, calls
-from stages.test_run_opensora12 import run
+from support.finished import run
 
 from runner.model.opensora12 import OpenSora12Transformer
 from runner.store.artifacts import Store

@@ -1,29 +1,17 @@
 """The whole spine on a small random checkpoint in the released layout: what the run folder holds, and that it holds."""
 
 import json
-import os
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.command import run, run_folder
 
 from runner.quant import export
 from runner.recording.recording import Recording
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "runner", *arguments, f"output={folder}"]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-
-def run_folder(output: Path, name: str) -> Path:
-    """The newest run folder of a recipe."""
-    return sorted((output / name).iterdir(), key=lambda path: path.stat().st_mtime_ns)[-1]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +56,9 @@ def test_the_folder_is_whole(quantized: Path) -> None:
 
 def test_the_export_has_the_mode_that_runtimes_ask_for(quantized: Path, outputs: Path) -> None:
     for folder in (quantized / "quantize", outputs / "weights"):
-        for file in folder.glob("quant_model_*"):
+        files = list(folder.glob("quant_model_*"))
+        assert len(files) == 2, folder  # weights and their description
+        for file in files:
             assert stat.S_IMODE(file.stat().st_mode) == 0o640, file
 
 
@@ -109,6 +99,7 @@ def test_the_ledger_is_the_layer_table(quantized: Path) -> None:
 
 def test_metrics_compare_the_same_prompts_and_seeds(quantized: Path) -> None:
     metrics = json.loads((quantized / "sample" / "metrics.json").read_text())
+    assert [row["prompt"] for row in metrics["prompts"]] == ["a red boat", "a blue house"]
     dumped = {(p["prompt"], p["seed"]) for p in json.loads((quantized / "dump" / "prompts.json").read_text())}
     for row, prompt in zip(
         metrics["prompts"], json.loads((quantized / "sample" / "prompts.json").read_text()), strict=True

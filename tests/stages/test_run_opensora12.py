@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from support.finished import run
 
 from runner.recording.recording import Recording
 
@@ -32,16 +30,6 @@ PORT = {
     "disk_info": {"disk_model"},
     "host_info": {"host_name", "host_ip"},
 }  # fmt: skip
-
-
-def run(outputs: Path, *arguments: str, env: dict[str, str] | None = None) -> Path:
-    """One run by the front door; its folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", "runner", f"output={outputs}", *arguments],
-        capture_output=True, text=True, env={**os.environ, **(env or {})},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    return Path(next(line for line in done.stdout.splitlines() if line.startswith("run ")).split()[1])
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from stages.test_run import run, run_folder
+from support.command import run, run_folder
 
 from runner.cache.policy import Rectangle, read
 

@@ -13,7 +13,7 @@ from stages.cut_off import Again, calls
 from runner.metrics.video import relative_error
 from runner.model.osp12.transformer import OSP12Transformer
 from runner.recording.recording import Recording
-from runner.sampler import schedules
+from runner.sampler import probes, schedules
 
 N, K = 16, 5
 
@@ -55,7 +55,7 @@ def test_forwards_are_counted_and_within_the_plan(searched):
     plan = {stage["stage"]: stage for stage in json.loads((searched / "plan.json").read_text())["stages"]}
     row, found = plan["search-schedule"], read(searched)
     assert row["at_most"] and found["forwards"] <= row["forwards"]
-    assert len(found["perturbed"]) <= 8 and len(found["tried"]) <= 3
+    assert len(found["perturbed"]) == len(probes.places(N)) and 1 < len(found["tried"]) <= probes.TRIED
     perturbed = 4 + sum(4 - gain["node"] // 5 for gain in found["perturbed"])
     assert found["forwards"] == perturbed + K * len(found["tried"])
 
@@ -132,6 +132,6 @@ def test_a_rectified_flow_is_searched_from_pure_noise_on(tiny_opensora12, tmp_pa
     found, (row,) = read(folder), json.loads((folder / "sample" / "metrics.json").read_text())["prompts"]
     written = schedules.timesteps(folder / "search-schedule" / schedules.NAME)
     assert written[0] == pytest.approx(1000) and written[-1] > 0 and len(written) == 4
-    assert all(gain["gain"] > 0 for gain in found["perturbed"])
+    assert found["perturbed"] and all(gain["gain"] > 0 for gain in found["perturbed"])
     # On weights that are random a velocity hardly turns: few steps come close to many.
     assert row["latent_error"] < 0.5

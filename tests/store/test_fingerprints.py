@@ -73,5 +73,7 @@ def test_a_cache_of_no_use_is_done_without(tmp_path, content):
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path):
     (tmp_path / "file").write_text("in the way of a folder")
     known = Fingerprints(tmp_path / "file" / "cache.json")
-    known.sha256(tmp_path / "file")
+    assert known.sha256(tmp_path / "file") == hashlib.sha256(b"in the way of a folder").hexdigest()
     known.save()
+    assert (tmp_path / "file").read_text() == "in the way of a folder"
+    assert not Fingerprints(tmp_path / "file" / "cache.json").knows(tmp_path / "file")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
-from model.diffusers.test_rules import folder as pipeline_folder
+from support.pipeline_folder import folder as pipeline_folder
 
 from runner.config.faults import Refused
 from runner.config.precedence import leaves
@@ -22,7 +22,7 @@ from runner.desk.plan.graph import with_values
 from runner.model import checkpoints
 from runner.model.osp12.templates import NEGATIVE
 
-RECIPES = sorted(path.stem for path in (Path(__file__).parents[3] / "recipes").glob("o*.yaml"))  # sd3 has its own test
+RECIPES = sorted(path.stem for path in (Path(__file__).parents[3] / "recipes").glob("*.yaml"))
 
 
 def refusal(checked, *arguments: str) -> dict[str, str]:
@@ -33,13 +33,25 @@ def refusal(checked, *arguments: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_every_recipe_composes_and_checks(checked, recipe, tiny_checkpoint, tiny_opensora12, reference_image):
-    checkpoint = tiny_opensora12 if recipe.startswith("opensora12") else tiny_checkpoint
+def test_every_recipe_composes_and_checks(
+    composed, recipe, tiny_checkpoint, tiny_opensora12, reference_image, tmp_path
+):
+    model = recipe.partition("_")[0]
+    checkpoints = {"osp12": tiny_checkpoint, "opensora12": tiny_opensora12, "sd3": tmp_path / "sd3"}
+    pipeline_folder(checkpoints["sd3"], "StableDiffusion3Pipeline")
     given = [f"prompts.references={reference_image}"] if recipe.endswith("i2v") else []
-    run = checked(f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *given)
+    run = composed(f"+recipe={recipe}", f"model.checkpoint={checkpoints[model]}", *given)
     assert run.config["name"] == recipe
-    assert run.config["model"]["name"] == recipe.partition("_")[0]
+    assert run.config["model"]["name"] == model
     assert run.config["quant"]["scheme"] == ("w8a8" if recipe.endswith(("w8a8", "stacked")) else "none")
+
+
+def test_the_recipes_that_are_tested_are_those_that_are_offered():
+    assert RECIPES == sorted(recipes()) and {name.partition("_")[0] for name in RECIPES} == {
+        "osp12",
+        "opensora12",
+        "sd3",
+    }
 
 
 @pytest.mark.parametrize(
@@ -568,7 +580,7 @@ def test_fault_in_the_checkpoints_defaults_names_the_file(checked, tiny_checkpoi
     assert all(str(path) in fault for fault in found.values())
 
 
-def test_every_recipe_begins_with_its_command_and_its_purpose(monkeypatch):
+def test_every_recipe_begins_with_its_command_and_its_purpose():
     for recipe in recipes().values():
         assert recipe.command.replace(" -m +", " +").startswith(f"python -m runner +recipe={recipe.name}")
         assert 20 < len(recipe.purpose) < 120

@@ -21,13 +21,13 @@ from runner.desk.run import launch
 from runner.model.opensora12 import OpenSora12Transformer
 from runner.model.osp12.transformer import OSP12Transformer
 
-RECIPES = sorted(path.stem for path in folder("recipes").glob("o*.yaml"))
+RECIPES = sorted(path.stem for path in folder("recipes").glob("*.yaml"))
 TINY = [
-    *("model.num_frames=9", "model.height=32", "model.width=48", "sampler.num_sampling_steps=3", "timing.repeats=1"),
-    "recording.steps=6",
+    *("model.height=32", "sampler.num_sampling_steps=3", "timing.repeats=1", "recording.steps=6"),
     *("prompts.text=[a red boat, a blue house]", "prompts.calibration=[a red boat, a green tree]", "sample.save=false"),
 ]
-
+FILM = ["model.num_frames=9", "model.width=48"]
+OF_MODEL = {"osp12": FILM, "opensora12": FILM, "sd3": ["model.width=32", "model.max_sequence_length=16"]}
 
 TEXTS = 50_000  # bytes of descriptions and of the contact sheet, which are not counted
 
@@ -89,21 +89,19 @@ def only_run() -> tuple[Path, dict[str, dict]]:
     ],
 )
 def test_planned_forwards_are_the_counted_ones(
-    here, monkeypatch, tiny_checkpoint, tiny_opensora12, reference_image, recipe, arguments
+    here, monkeypatch, tiny_checkpoint, tiny_opensora12, reference_image, tmp_path, recipe, arguments
 ):
-    checkpoint = tiny_opensora12 if recipe.startswith("opensora12") else tiny_checkpoint
+    model = recipe.partition("_")[0]
+    checkpoint = {"osp12": tiny_checkpoint, "opensora12": tiny_opensora12, "sd3": tmp_path / "sd3"}[model]
+    if model == "sd3":
+        save("sd3", tmp_path)
     if recipe.endswith("i2v"):
         arguments = [*arguments, f"prompts.references={reference_image}"]
     if recipe.endswith("extend"):
         arguments = [*arguments, "model.num_frames=34"]
-    assert_as_planned(monkeypatch, f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *TINY, *arguments)
-
-
-@pytest.mark.parametrize("recipe", sorted(path.stem for path in folder("recipes").glob("sd3*.yaml")))
-def test_planned_forwards_of_stable_diffusion_3(here, monkeypatch, tmp_path, recipe):
-    tiny = [word for word in TINY if not word.startswith("model.num_frames")]
-    arguments = [*tiny, "model.width=32", "model.max_sequence_length=16"]
-    assert_as_planned(monkeypatch, f"+recipe={recipe}", f"model.checkpoint={save('sd3', tmp_path)}", *arguments)
+    assert_as_planned(
+        monkeypatch, f"+recipe={recipe}", f"model.checkpoint={checkpoint}", *TINY, *OF_MODEL[model], *arguments
+    )
 
 
 def assert_as_planned(monkeypatch, *arguments: str) -> None:
@@ -123,12 +121,12 @@ def assert_as_planned(monkeypatch, *arguments: str) -> None:
 
 
 def test_calls_of_ones_own_are_counted_and_bound_what_is_measured(here, monkeypatch, tiny_checkpoint, tmp_path):
-    at = f"model.checkpoint={tiny_checkpoint}"
-    assert door(["+recipe=osp12_w8a8", at, *TINY, "dump.format=pth", "until=dump", f"output={tmp_path / 'first'}"]) == 0
+    at = ["+recipe=osp12_w8a8", f"model.checkpoint={tiny_checkpoint}", *TINY, *OF_MODEL["osp12"]]
+    assert door([*at, "dump.format=pth", "until=dump", f"output={tmp_path / 'first'}"]) == 0
     (file,) = (tmp_path / "first").glob("*/*/dump/calib_data.pth")
     assert forwards.records(file) == 6
     with counted(monkeypatch) as found:
-        assert door(["+recipe=osp12_w8a8", at, *TINY, f"dump.from={file}"]) == 0
+        assert door([*at, f"dump.from={file}"]) == 0
     _, rows = only_run()
     assert rows["dump"]["forwards"] == found["dump"] == 12 and rows["quantize"]["at_most"]
     assert 0 < found["quantize"] <= rows["quantize"]["forwards"] == 6

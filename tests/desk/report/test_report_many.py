@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlparse
 
 import pytest
 from desk.make_run import PROMPTS, float_run, make_run, make_sweep, read_json, write_json
-from desk.report.test_report import Page
+from support.pages import Page
 
 from runner.__main__ import door
 from runner.config import wording

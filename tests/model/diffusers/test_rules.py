@@ -5,28 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from support.pipeline_folder import folder
 
 from runner.model.diffusers import rules
 from runner.model.diffusers.signature import REQUIRED, call
 from runner.model.sd3 import rules as sd3
-
-
-def folder(root: Path, pipeline: str, solver: str = "FlowMatchEulerDiscreteScheduler", **parts: Any) -> Path:
-    """A folder that looks like one of `pipeline`."""
-    parts = {"transformer": ["diffusers", "FluxTransformer2DModel"], "scheduler": ["diffusers", solver], **parts}
-    (root / "transformer").mkdir(parents=True)
-    (root / "scheduler").mkdir()
-    (root / "model_index.json").write_text(json.dumps({"_class_name": pipeline, **parts}))
-    (root / "transformer" / "config.json").write_text("{}")
-    (root / "transformer" / "diffusion_pytorch_model.safetensors").touch()
-    (root / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": solver}))
-    return root
 
 
 @pytest.mark.parametrize(

@@ -1,37 +1,18 @@
 import json
 import shutil
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.opensora12_vectors import CASES, DATA, VECTORS, load, run, vectors
 
 from runner.model import blocks
 from runner.model.checkpoint import CheckpointError
 from runner.model.opensora12 import OpenSora12Transformer
 from runner.model.opensora12.layers import position_embedding
 
-DATA = Path(__file__).parents[2] / "data/opensora12"
-VECTORS = load_file(DATA / "stdit3_cases.safetensors")
-CASES = list(dict.fromkeys(key.split(".")[0] for key in VECTORS))
 LIMIT = 3e-4  # the vectors' README
-
-
-def load(dtype=torch.float32, folder=DATA / "stdit3"):
-    return OpenSora12Transformer.from_pretrained(folder, torch_dtype=dtype)
-
-
-def vectors(case):
-    """Arguments of a call, and what it gives."""
-    start = f"{case}.in."
-    call = {key.removeprefix(start): value for key, value in VECTORS.items() if key.startswith(start)}
-    return call, VECTORS[f"{case}.out"]
-
-
-@torch.inference_mode()
-def run(model, **call):
-    return model(**call).sample
 
 
 @pytest.fixture(scope="module")

@@ -5,31 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.osp12_vectors import CASES, DATA, load, run, vectors
 from torch import nn
 
 from runner.model.checkpoint import CheckpointError
 from runner.model.osp12 import OSP12Transformer
 
-DATA = Path(__file__).parents[2] / "data/osp12"
-CASES = [(name, case) for name in ("dit_a", "dit_b") for case in json.loads((DATA / name / "stats.json").read_text())]
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-
-
-def load(name="dit_a", dtype=torch.float32):
-    return OSP12Transformer.from_pretrained(DATA / name / "model_ema", torch_dtype=dtype)
-
-
-def vectors(name="dit_a", case="vid"):
-    """Arguments of a call, and what it gives when each axis has its own interpolation scale."""
-    tensors = load_file(DATA / name / "cases.safetensors")
-    call = {key.removeprefix(f"{case}."): value for key, value in tensors.items() if key.startswith(f"{case}.")}
-    output = call.pop("output")
-    return call, call.pop("output_no_cache_alias", output)
-
-
-@torch.inference_mode()
-def run(model, **call):
-    return model(**call).sample
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""What several tests are made with. No test imports another test."""
