@@ -75,9 +75,11 @@ def _recorded_calls(context: Context) -> list[dict[str, Any]]:
 
 
 def _plain(row: dict[str, Any]) -> dict[str, Any]:
-    """JSON knows no infinity: a layer without noise has null decibels."""
+    """JSON knows no infinity: a layer without noise has null decibels. What was not measured is left out."""
     return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in row.items()
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in row.items()
+        if value is not None
     }
 
 
