@@ -12,6 +12,7 @@ from quant import w8a16_toy
 from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
 from torch import nn
 
+from runner.config.schema import AVAILABLE
 from runner.quant import calibration, export, rules, scheme, swap, tagged
 from runner.quant.layers import select
 from runner.quant.ledger import count, layer_table
@@ -101,6 +102,7 @@ def test_what_is_refused_is_named(toy: ToyDiT, monkeypatch: pytest.MonkeyPatch) 
 
 def test_the_table_of_schemes() -> None:
     assert tagged("W8A16-TOY") is scheme("w8a16_toy") is w8a16_toy
+    assert {"none", *rules.SCHEMES} - {"w8a16_toy"} == set(AVAILABLE["quant.scheme"])  # what the front door lets in
     tags = [known.tag for known in rules.SCHEMES.values()]
     assert len(set(tags)) == len(tags) and "FLOAT" not in tags
     for name in rules.SCHEMES:
