@@ -125,10 +125,10 @@ def quantized_transformer(config: Mapping[str, Any], export: Path) -> Any:
     from runner.hardware.casting import narrow
     from runner.model import skeleton
     from runner.quant import export as files
-    from runner.quant import scheme
+    from runner.quant import swap
 
     model, section = config["model"], as_read(config)
-    transformer = scheme(config["quant"]["scheme"]).apply(skeleton(section), *files.load(export))
+    transformer = swap.apply(skeleton(section), *files.load(export))
     if section["dtype"] != model["dtype"]:
         narrow(transformer, like=skeleton(section))
     transformer = transformer.to(config["hardware"]["device"]).eval().requires_grad_(False)

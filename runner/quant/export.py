@@ -3,12 +3,9 @@
     quant_model_weight_w8a8[_RANK].safetensors      one flat dictionary of tensors
     quant_model_description_w8a8[_RANK].json        {"model_quant_type": "W8A8", KEY: "W8A8" | "FLOAT", ...}
 
-A W8A8 linear L with weight [N, K] in a model of dtype dt has, under "L.":
-
-    weight int8 [N, K]   weight_scale, weight_offset dt [N, 1]   input_scale, input_offset dt [1]   quant_bias int32 [N]
-    deq_scale [N]: float32 if dt is bfloat16, else the float32 bit pattern in int64   bias dt [N], tagged FLOAT, if any
-
-Every other parameter keeps its key and dtype, tagged FLOAT. Buffers are not exported.
+A quantized linear L has its parts under "L.", each key tagged by the layer's scheme, which has the table of them
+(PARTS); layers of several schemes may stand in one file, and the model's type then names the files alone. Every other
+parameter keeps its key and dtype, tagged FLOAT. Buffers are not exported.
 """
 
 from __future__ import annotations
@@ -19,108 +16,79 @@ import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from runner.quant import rules, tagged
+from runner.quant.parts import misfits
+
 MODEL_TYPE = "model_quant_type"
-W8A8, FLOAT = "W8A8", "FLOAT"
-PARTS = (
-    "weight",
-    "bias",
-    "weight_scale",
-    "weight_offset",
-    "input_scale",
-    "input_offset",
-    "quant_bias",
-    "deq_scale",
-)
+FLOAT = "FLOAT"
 MODE = 0o640  # MindIE-SD refuses anything more open
 
 Tensors = dict[str, Tensor]
 Description = dict[str, str]
 
 
-def assemble(entries: Iterable[tuple[str, Tensor | Mapping[str, Tensor]]]) -> tuple[Tensors, Description]:
-    """Tensors and description of a W8A8 model from its parameters (name, tensor) and layers (name, parts), in order."""
+class Layer(NamedTuple):
+    """A quantized linear: the tag of its scheme, and its tensors by the names of their parts."""
+
+    tag: str
+    parts: Mapping[str, Tensor]
+
+
+def assemble(model_type: str, entries: Iterable[tuple[str, Tensor | Layer]]) -> tuple[Tensors, Description]:
+    """Tensors and description of a model from its parameters (name, tensor) and layers (name, layer), in order."""
     tensors: Tensors = {}
-    description: Description = {MODEL_TYPE: W8A8}
+    description: Description = {MODEL_TYPE: model_type}
     for name, entry in entries:
         if isinstance(entry, Tensor):
             tensors[name], description[name] = entry, FLOAT
             continue
-        for part in PARTS:
-            if part in entry:
-                tensors[f"{name}.{part}"] = entry[part]
-                description[f"{name}.{part}"] = FLOAT if part == "bias" else W8A8
+        for part, rule in tagged(entry.tag).PARTS.items():
+            if part in entry.parts:
+                tensors[f"{name}.{part}"] = entry.parts[part]
+                description[f"{name}.{part}"] = FLOAT if rule.is_float else entry.tag
     return tensors, description
 
 
-def take_apart(
-    tensors: Mapping[str, Tensor], description: Mapping[str, str]
-) -> tuple[dict[str, dict[str, Tensor]], Tensors]:
-    """The inverse of `assemble`: layers {name: parts} and all other parameters.
+def take_apart(tensors: Mapping[str, Tensor], description: Mapping[str, str]) -> tuple[dict[str, Layer], Tensors]:
+    """The inverse of `assemble`: layers by name, and all other parameters.
 
-    Raises ValueError, with every problem, for keys without tensors and the reverse, unknown types, and layers with
-    missing parts or parts of the wrong dtype or shape.
+    Raises ValueError, with every problem, for keys without tensors and the reverse, unknown tags, layers of two tags,
+    and layers with missing parts or parts of the wrong dtype or shape.
     """
-    model_type = description.get(MODEL_TYPE)
-    if model_type != W8A8:
-        raise ValueError(f"{MODEL_TYPE} is {model_type!r}; only {W8A8} is read here")
+    tags = rules.tags()
+    if (model_type := description.get(MODEL_TYPE)) not in tags:
+        raise ValueError(f"{MODEL_TYPE} is {model_type!r}; only {' or '.join(tags)} is read here")
     keys = [key for key in description if key != MODEL_TYPE]
-    problems = [f"{key}: unknown type {description[key]!r}" for key in keys if description[key] not in (W8A8, FLOAT)]
+    problems = [f"{key}: unknown type {description[key]!r}" for key in keys if description[key] not in (*tags, FLOAT)]
     problems += [f"{key}: described, but there is no such tensor" for key in keys if key not in tensors]
     problems += [f"{key}: a tensor that the description does not have" for key in tensors if key not in description]
     if problems:
         raise ValueError(_report(problems))
 
-    layers: dict[str, dict[str, Tensor]] = {}
+    tag_of: dict[str, str] = {}
     for key in keys:
-        if description[key] == W8A8:
-            layers.setdefault(key.rpartition(".")[0], {})
+        layer, tag = key.rpartition(".")[0], description[key]
+        if tag != FLOAT and tag_of.setdefault(layer, tag) != tag:
+            problems.append(f"{key}: tagged {tag}, beside {tag_of[layer]} of the same layer")
+    parts: dict[str, Tensors] = {layer: {} for layer in tag_of}
     floats: Tensors = {}
     for key in keys:
         layer, _, part = key.rpartition(".")
-        if layer in layers:
-            layers[layer][part] = tensors[key]
+        if layer in parts:
+            parts[layer][part] = tensors[key]
         else:
             floats[key] = tensors[key]
-    problems = [problem for layer, parts in layers.items() for problem in _misfits(layer, parts)]
+    for layer, tag in tag_of.items():
+        problems += misfits(layer, parts[layer], tagged(tag).PARTS)
     if problems:
         raise ValueError(_report(problems))
-    return layers, floats
-
-
-def _misfits(layer: str, parts: Mapping[str, Tensor]) -> list[str]:
-    """What is wrong with the parts of one W8A8 linear."""
-    missing = [part for part in PARTS if part not in parts and part != "bias"]
-    unknown = [part for part in parts if part not in PARTS]
-    if missing or unknown or parts["weight"].dim() != 2:
-        words = [f"lacks {', '.join(missing)}"] if missing else []
-        words += [f"has unknown {', '.join(unknown)}"] if unknown else []
-        return [f"{layer}: {'; '.join(words) or 'weight is not a matrix'}"]
-    n, k = parts["weight"].shape
-    dtype = parts["input_scale"].dtype
-    wanted: dict[str, tuple[set[torch.dtype], tuple[int, ...]]] = {
-        "weight": ({torch.int8}, (n, k)),
-        "bias": ({dtype}, (n,)),
-        "weight_scale": ({dtype}, (n, 1)),
-        "weight_offset": ({dtype}, (n, 1)),
-        "input_scale": ({torch.float32, torch.bfloat16, torch.float16}, (1,)),
-        "input_offset": ({dtype}, (1,)),
-        "quant_bias": ({torch.int32}, (n,)),
-        "deq_scale": ({torch.float32, torch.int64}, (n,)),
-    }
-    problems = []
-    for part, tensor in parts.items():
-        dtypes, shape = wanted[part]
-        if tensor.dtype not in dtypes or tuple(tensor.shape) != shape:
-            want = " or ".join(sorted(str(d).removeprefix("torch.") for d in dtypes))
-            got = f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-            problems.append(f"{layer}.{part}: {got}, must be {want} {list(shape)}")
-    return problems
+    return {layer: Layer(tag, parts[layer]) for layer, tag in tag_of.items()}, floats
 
 
 def save(folder: Path, tensors: Mapping[str, Tensor], description: Mapping[str, str], rank: int | None = None) -> Path:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from runner.quant.linear import W8A8Linear
+from runner.quant.linear import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,11 @@ class LayerRow:
 @torch.no_grad()
 def count(model: nn.Module, call: Mapping[str, Any]) -> Ledger:
     """Run one forward of `model` on `call` (keyword arguments) under the profiler and read off its linear products."""
-    layers = [module for module in model.modules() if isinstance(module, W8A8Linear)]
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
     if not all(layer.is_prepared for layer in layers):
         model(**call)  # choosing kernels computes products of its own
-    with _calls(layers) as calls, profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+    int8 = [layer for layer in layers if layer.multiplies_int8]
+    with _calls(int8) as calls, profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
         model(**call)
     int8_flops = linear_flops = sum(calls.values())
     for event in profiler.events() or []:
@@ -64,12 +65,12 @@ def count(model: nn.Module, call: Mapping[str, Any]) -> Ledger:
 
 
 @contextmanager
-def _calls(layers: Iterable[W8A8Linear]) -> Iterator[dict[str, int]]:
+def _calls(layers: Iterable[QuantizedLinear]) -> Iterator[dict[str, int]]:
     """FLOPs of each call of these layers, under the name by which the profiler tells what is done in it."""
     calls, running = dict[str, int](), list[record_function]()
 
-    def before(layer: W8A8Linear, args: tuple[Tensor, ...]) -> None:
-        name = f"W8A8Linear {len(calls)}"
+    def before(layer: QuantizedLinear, args: tuple[Tensor, ...]) -> None:
+        name = f"int8 linear {len(calls)}"
         calls[name] = 2 * args[0].numel() * layer.out_features
         running.append(record_function(name))
         running[-1].__enter__()
@@ -93,7 +94,7 @@ def _ancestors(event: Any) -> Iterator[Any]:
 @torch.no_grad()
 def layer_table(model: nn.Module, call: Mapping[str, Any]) -> list[LayerRow]:
     """The linears that one forward of `model` on `call` runs, quantized and float, in the model's order."""
-    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | W8A8Linear)}
+    linears = {name: m for name, m in model.named_modules() if isinstance(m, nn.Linear | QuantizedLinear)}
     calls, rows = dict.fromkeys(linears, 0), dict.fromkeys(linears, 0)
 
     def observe(name: str) -> Any:
@@ -110,7 +111,7 @@ def layer_table(model: nn.Module, call: Mapping[str, Any]) -> list[LayerRow]:
         for hook in hooks:
             hook.remove()
     return [
-        LayerRow(name, calls[name], rows[name], m.in_features, m.out_features, isinstance(m, W8A8Linear))
+        LayerRow(name, calls[name], rows[name], m.in_features, m.out_features, isinstance(m, QuantizedLinear))
         for name, m in linears.items()
         if calls[name]
     ]

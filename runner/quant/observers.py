@@ -1,7 +1,9 @@
 """From the recorded statistics of a linear's input to the range that its integers span.
 
 Every observer is a pure function of `LayerStatistics`, so all of them work on one recording, without a replay. Ranges
-always contain zero: zero is then a level of its own, which padding and masked tokens rely on.
+always contain zero: zero is then a level of its own, which padding and masked tokens rely on. They are for a grid of
+so many `levels`, 256 by default; a symmetric grid, whose zero point is fixed in its middle, spans what is as far below
+zero as above (its integers are -(levels/2 - 1) to levels/2 - 1: one level less).
 
     minmax       the true extremes: nothing that was recorded is clipped
     mean_minmax  the mean over batches of each batch's extremes (msModelSlim's default; it clips)
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 from runner.recording.statistics import HISTOGRAM_EDGES, LayerStatistics
 
 Array = NDArray[np.float64]
-LEVELS = 256  # of an 8-bit grid
+LEVELS = 256  # of an 8-bit grid: the default
 EPS = 2.0**-23  # the least scale (float32's epsilon): an input that is always zero must not divide by zero
 
 
@@ -38,13 +40,31 @@ class Range:
             raise ValueError(f"no range: minimum {self.minimum}, maximum {self.maximum}")
 
 
-def observe(name: str, statistics: LayerStatistics, percentile: float = 99.99) -> Range:
+def observe(
+    name: str,
+    statistics: LayerStatistics,
+    percentile: float = 99.99,
+    levels: int = LEVELS,
+    symmetric: bool = False,
+) -> Range:
     """The range that the observer `name` (the value of `quant.observer`) reads from a layer's statistics."""
     if name not in OBSERVERS:
         raise ValueError(f"quant.observer={name}: there is no such observer; there are {', '.join(OBSERVERS)}")
     if name == "percentile":
-        return percentile_range(statistics, percentile)
-    return OBSERVERS[name](statistics)
+        found = percentile_range(statistics, percentile)
+    elif name == "histogram":
+        found = histogram(statistics, levels)
+    elif name == "mse":
+        return mse(statistics, levels, symmetric)
+    else:
+        found = OBSERVERS[name](statistics)
+    return mirrored(found) if symmetric else found
+
+
+def mirrored(range_: Range) -> Range:
+    """The least range that is as far below zero as above and contains this one."""
+    top = max(-range_.minimum, range_.maximum)
+    return Range(-top, top)
 
 
 def minmax(statistics: LayerStatistics) -> Range:
@@ -75,26 +95,29 @@ def percentile_range(statistics: LayerStatistics, percentile: float = 99.99) -> 
     return _with_zero(low, high)
 
 
-def histogram(statistics: LayerStatistics) -> Range:
+def histogram(statistics: LayerStatistics, levels: int = LEVELS) -> Range:
     """torch.ao's HistogramObserver (its non-linear parameter search) on the recorded bins.
 
     It differs from `mse` in two ways. It is a greedy walk: from either end it cuts 1e-5 of the mass at a time, on the
     side where that shortens the range more, bin by bin, and stops at the first cut that raises the error. And its error
-    is that of 256 equal cells from end to end, without the rounding of the zero point to an integer.
+    is that of `levels` equal cells from end to end, without the rounding of the zero point to an integer.
     """
     edges, counts = _occupied(statistics)
-    start, stop = trim(edges, counts)
+    start, stop = trim(edges, counts, levels=levels)
     return _with_zero(edges[start], edges[stop])
 
 
-def mse(statistics: LayerStatistics) -> Range:
+def mse(statistics: LayerStatistics, levels: int = LEVELS, symmetric: bool = False) -> Range:
     """The range of least mean squared quantization error, over the whole plane of both ends.
 
     The error is the exact expectation, for elements evenly spread within their bins, of the asymmetric quantizer that
-    runs: 255 steps, integer zero point, clipping at both ends. A grid over the two ends, made finer in three rounds.
+    runs: one step less than levels, integer zero point, clipping at both ends. A grid over the two ends, made finer in
+    three rounds. Of a symmetric quantizer both ends are one.
     """
     edges, counts = _occupied(statistics)
     full = _with_zero(edges[0], edges[-1])
+    if symmetric:
+        full, levels = mirrored(full), levels - 1
     # Ends as powers of two below the extremes: outliers can be a thousand times the bulk.
     best, spacing = np.zeros(2), 0.5
     offsets = np.arange(25) * spacing
@@ -102,8 +125,9 @@ def mse(statistics: LayerStatistics) -> Range:
         exponents = [np.unique(np.maximum(center + offsets, 0)) for center in best]
         low = full.minimum * np.exp2(-exponents[0]) if full.minimum < 0 else np.zeros(1)
         high = full.maximum * np.exp2(-exponents[1]) if full.maximum > 0 else np.zeros(1)
-        grid = np.stack(np.meshgrid(low, high, indexing="ij"), axis=-1).reshape(-1, 2)
-        errors = quantization_error(edges, counts, grid[:, 0], grid[:, 1])
+        ends = np.stack(np.meshgrid(low, high, indexing="ij"), axis=-1).reshape(-1, 2)
+        grid = np.stack([-high, high], axis=-1) if symmetric else ends
+        errors = quantization_error(edges, counts, grid[:, 0], grid[:, 1], levels)
         row, column = divmod(int(errors.argmin()), len(high))
         best = np.array([exponents[0][min(row, len(low) - 1)], exponents[1][column]])
         minimum, maximum = grid[int(errors.argmin())]
@@ -121,7 +145,7 @@ OBSERVERS: dict[str, Callable[[LayerStatistics], Range]] = {
 }
 
 
-def trim(edges: Array, counts: Array, step: float = 1e-5) -> tuple[int, int]:
+def trim(edges: Array, counts: Array, step: float = 1e-5, levels: int = LEVELS) -> tuple[int, int]:
     """The greedy walk of `histogram` over any bins: edges [n+1], counts [n] -> the kept edges (start, stop)."""
     total, below, edge = float(counts.sum()), np.cumsum(counts).tolist(), edges.tolist()
     start, last = 0, len(counts) - 1
@@ -138,35 +162,35 @@ def trim(edges: Array, counts: Array, step: float = 1e-5) -> tuple[int, int]:
             beta, trimmed = beta - step, (start, right)
         if trimmed == (start, last):
             continue
-        error = _cell_error(edges, counts, trimmed[0], trimmed[1] + 1)
+        error = _cell_error(edges, counts, trimmed[0], trimmed[1] + 1, levels)
         if error > least:
             break
         least, (start, last) = error, trimmed
     # The first cut is taken unseen; where bins are wide it can cost more than all later ones gain.
-    if _cell_error(edges, counts, 0, len(counts)) < least:
+    if _cell_error(edges, counts, 0, len(counts), levels) < least:
         return 0, len(counts)
     return start, last + 1
 
 
-def _cell_error(edges: Array, counts: Array, start: int, stop: int) -> float:
-    cell = max((edges[stop] - edges[start]) / LEVELS, EPS)
-    return float(_squared_error(edges, counts, np.array([edges[start] + cell / 2]), np.array([cell]))[0])
+def _cell_error(edges: Array, counts: Array, start: int, stop: int, levels: int) -> float:
+    cell = max((edges[stop] - edges[start]) / levels, EPS)
+    return float(_squared_error(edges, counts, np.array([edges[start] + cell / 2]), np.array([cell]), levels)[0])
 
 
-def quantization_error(edges: Array, counts: Array, minimum: Array, maximum: Array) -> Array:
-    """Mean squared error [c] of the asymmetric 8-bit quantizer with ranges minimum, maximum [c] (zero inside)."""
-    step = np.maximum((maximum - minimum) / (LEVELS - 1), EPS)
-    return _squared_error(edges, counts, np.rint(minimum / step) * step, step) / counts.sum()
+def quantization_error(edges: Array, counts: Array, minimum: Array, maximum: Array, levels: int = LEVELS) -> Array:
+    """Mean squared error [c] of the asymmetric quantizer with ranges minimum, maximum [c] (zero inside)."""
+    step = np.maximum((maximum - minimum) / (levels - 1), EPS)
+    return _squared_error(edges, counts, np.rint(minimum / step) * step, step, levels) / counts.sum()
 
 
-def _squared_error(edges: Array, counts: Array, first: Array, step: Array) -> Array:
-    """Expected sum of squared distances [c] to the nearest of the levels first + step * (0 .. 255), first and step [c].
+def _squared_error(edges: Array, counts: Array, first: Array, step: Array, levels: int) -> Array:
+    """Expected sum of squared distances [c] to the nearest level first + step * (0 .. levels - 1), first and step [c].
 
     Elements are evenly spread within their bins, so each bin's share is an integral of a piecewise parabola. With u in
     units of steps from the first level, k its nearest level and r = u - k, that integral from 0 to u is k/12 + r^3/3.
     """
     u = (edges[None] - first[:, None]) / step[:, None]
-    level = np.clip(np.rint(u), 0, LEVELS - 1)
+    level = np.clip(np.rint(u), 0, levels - 1)
     rest = u - level
     integral = np.diff(level / 12 + rest**3 / 3, axis=1)
     width = np.diff(u, axis=1)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from runner.model.arguments import moved
-from runner.quant.linear import W8A8Linear
+from runner.quant.linear import QuantizedLinear
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,13 @@ class LayerQuality:
     snr_db: 10 log10(sum y^2 / sum (yq - y)^2) of its outputs, both fed the recorded float input, so that the noise is
     this layer's own and not what earlier layers pass on. worst_call_snr_db: the same of the worst call alone, which a
     sum over steps of very different scale hides. weight_snr_db: the same of its weights. All are infinite where there
-    is no noise. shape: (N, K); calls, rows: how often it ran, on how many input rows in all.
+    is no noise; the first two are None where nothing was recorded. shape: (N, K); calls, rows: how often it ran, on how
+    many input rows in all.
     """
 
     layer: str
-    snr_db: float
-    worst_call_snr_db: float
+    snr_db: float | None
+    worst_call_snr_db: float | None
     weight_snr_db: float
     shape: tuple[int, int]
     calls: int
@@ -35,7 +36,7 @@ class LayerQuality:
 
 @torch.no_grad()
 def snr_by_layer(
-    float_model: nn.Module, quantized_layers: Mapping[str, W8A8Linear], calls: Iterable[Mapping[str, Any]]
+    float_model: nn.Module, quantized_layers: Mapping[str, QuantizedLinear], calls: Iterable[Mapping[str, Any]]
 ) -> list[LayerQuality]:
     """Replay `calls` (keyword arguments) through the float model and compare each layer on the way, worst first.
 
@@ -77,7 +78,16 @@ def snr_by_layer(
                 rows=rows[name],
             )
         )
-    return sorted(result, key=lambda quality: quality.snr_db)
+    return sorted(result, key=lambda quality: cast(float, quality.snr_db))
+
+
+def snr_of_weights(float_model: nn.Module, quantized_layers: Mapping[str, QuantizedLinear]) -> list[LayerQuality]:
+    """What is known of each layer without a recorded call: the noise of its weights, worst first."""
+    result = []
+    for name, layer in quantized_layers.items():
+        snr = weight_snr(cast(nn.Linear, float_model.get_submodule(name)).weight, layer.dequantized_weight())
+        result.append(LayerQuality(name, None, None, snr, (layer.out_features, layer.in_features), 0, 0))
+    return sorted(result, key=lambda quality: quality.weight_snr_db)
 
 
 def weight_snr(weight: Tensor, quantized: Tensor) -> float:

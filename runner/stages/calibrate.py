@@ -1,15 +1,14 @@
-"""calibrate: turn the recorded statistics into one input range for each layer that is to be quantized."""
+"""calibrate: turn the recorded statistics into what the scheme needs of each layer that is to be quantized."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 from runner.bench.context import Context
 from runner.model import skeleton
+from runner.quant import calibration, rules
 from runner.quant.layers import select
-from runner.quant.observers import observe
 from runner.recording.recording import Recording
 
 UNUSED = "no recorded call runs it"  # why a linear without statistics stays in float
@@ -17,6 +16,7 @@ UNUSED = "no recorded call runs it"  # why a linear without statistics stays in 
 
 def run(context: Context, draft: Path) -> None:
     quant = context.config["quant"]
+    scheme = rules.known(quant["scheme"])
     selection = select(skeleton(context.config["model"]), quant["include"], quant["exclude"])
     statistics = Recording(context.artifacts["dump"]).statistics()
     kept_float = selection.kept_float | {name: UNUSED for name in selection.quantized if name not in statistics}
@@ -24,7 +24,7 @@ def run(context: Context, draft: Path) -> None:
     with context.progress(len(reached)) as ticker:
         layers = {}
         for name in reached:
-            layers[name] = asdict(observe(quant["observer"], statistics[name], quant["percentile"]))
+            layers[name] = calibration.to_json(calibration.calibrate(scheme, statistics[name], quant))
             ticker.advance()
     ranges = {"observer": quant["observer"], "layers": layers, "kept_float": kept_float}
     (draft / "ranges.json").write_text(json.dumps(ranges, indent=2))

@@ -54,11 +54,9 @@ def run(context: Context, draft: Path) -> None:
     _generate(context, pipeline, draft, policy)
     parts = [draft / prompt["folder"] for prompt in _prompts(config)]
 
-    if quantized:
-        recording = Recording(context.artifacts["dump"])
-        call = next(recording.calls(recording.parts("calibration")[0]))
+    if quantized and (recorded := _recorded_call(context)):
         transformer = on_device(pipeline.transformer)
-        call = moved(call, transformer.device)
+        call = moved(recorded, transformer.device)
         ledger = count(transformer, call)
         metrics["ledger"] = asdict(ledger) | {"int8_share": ledger.int8_share}
         context.measurements["kernels"] = computed_with(transformer)
@@ -87,6 +85,15 @@ def run(context: Context, draft: Path) -> None:
             rows = zip(_prompts(config), references, parts, strict=True)
             contact_sheet(_rows(list(rows)[:SHEET_ROWS]), draft / "contact_sheet.png")
     (draft / "metrics.json").write_text(json.dumps(metrics, indent=2))
+
+
+def _recorded_call(context: Context) -> dict[str, Any] | None:
+    """A call of the transformer that dump recorded; None in a run that needs no recording."""
+    if "dump" not in context.artifacts:
+        return None
+    recording = Recording(context.artifacts["dump"])
+    parts = recording.parts("calibration")
+    return next(recording.calls(parts[0])) if parts else None
 
 
 def _prompts(config: dict[str, Any]) -> list[dict[str, Any]]:

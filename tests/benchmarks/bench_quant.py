@@ -26,12 +26,12 @@ from torch.nn import functional as F
 from runner.embedded.training.scores import SHIPPED
 from runner.hardware.processor import bf16_feature, processor_class
 from runner.model import load_transformer, skeleton
-from runner.quant import kernels
+from runner.quant.kernels import static_int8 as kernels
 from runner.quant.kernels.products import COMMON, FUSED, ONEDNN
 from runner.quant.layers import select
-from runner.quant.linear import W8A8Linear
 from runner.quant.observers import Range
-from runner.quant.w8a8 import apply, quantize, quantize_linear
+from runner.quant.swap import apply, quantize
+from runner.quant.w8a8 import W8A8Linear, quantize_linear
 
 # M, K, N: the shipped tiny model, where calls cost more than arithmetic; then widths of released models.
 SIZES = [
@@ -138,7 +138,7 @@ def step(dtype: torch.dtype, repeats: int) -> bool:
         "encoder_attention_mask": (torch.arange(16) < 7).long().expand(2, 1, 16),
     }
     layers = select(transformer, ["*"], excluded).quantized
-    export = quantize(transformer, ranges(transformer, layers, call), layers)
+    export = quantize(transformer, "w8a8", dict.fromkeys(layers, "w8a8"), ranges(transformer, layers, call))
     quantized = apply(skeleton(section), *export)
     arms: dict[str, Callable[[], Tensor]] = {
         kind: lambda: transformer(**call, return_dict=False)[0],

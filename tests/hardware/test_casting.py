@@ -79,7 +79,7 @@ def test_an_autoencoder_and_a_text_encoder_too():
 
 
 def test_quantized_layers_carry_their_bits():
-    from runner.quant.linear import W8A8Linear
+    from runner.quant.w8a8 import W8A8Linear
 
     parts = {
         "weight": torch.ones(2, 4, dtype=torch.int8),

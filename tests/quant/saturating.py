@@ -7,11 +7,10 @@ import sys
 import torch
 from quant.integer_products import RANGE, float_linear, operands, raw_onednn, right
 
-from runner.quant import kernels
 from runner.quant.kernels import products
+from runner.quant.kernels import static_int8 as kernels
 from runner.quant.kernels.products import COMMON, FUSED
-from runner.quant.linear import W8A8Linear
-from runner.quant.w8a8 import quantize_linear
+from runner.quant.w8a8 import W8A8Linear, quantize_linear
 
 SHAPES = [(1, 1, 1), (160, 144, 576), (33, 1100, 65), (7, 4609, 8), (1, 576, 1)]
 MISALIGNED = (1, 167, 7)

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, quantize, toy_call
 from safetensors.torch import load_file
 
 from runner.quant import export
 from runner.quant.layers import select
-from runner.quant.w8a8 import apply, quantize
+from runner.quant.swap import apply
 
 JSON, WEIGHTS = "quant_model_description_w8a8.json", "quant_model_weight_w8a8.safetensors"
 

@@ -30,11 +30,10 @@ from quant.integer_products import (
 )
 from torch import Tensor
 
-from runner.quant import kernels
+from runner.quant.kernels import static_int8 as kernels
 from runner.quant.kernels.products import ALIGNED, COMMON, FUSED, LARGEST, Bound, _carried, _sizes
 from runner.quant.kernels.quantizer import CHUNK
-from runner.quant.linear import W8A8Linear
-from runner.quant.w8a8 import quantize_linear
+from runner.quant.w8a8 import W8A8Linear, quantize_linear
 
 HERE = [name for name in FUSED | COMMON if kernels.exact(name, "cpu")]
 SATURATING = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}

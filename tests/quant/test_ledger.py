@@ -2,13 +2,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, quantize, toy_call
 
-from runner.quant import kernels
+from runner.quant.kernels import static_int8 as kernels
 from runner.quant.kernels.products import COMMON, FUSED
 from runner.quant.layers import select
 from runner.quant.ledger import Ledger, count, layer_table
-from runner.quant.w8a8 import apply, quantize
+from runner.quant.swap import apply
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16, torch.float16])

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from runner.quant import kernels
+from runner.quant.kernels import static_int8 as kernels
 from runner.quant.kernels.products import COMMON, FUSED
-from runner.quant.linear import W8A8Linear, computed_with
+from runner.quant.linear import computed_with
 from runner.quant.observers import Range
-from runner.quant.w8a8 import quantize_linear
+from runner.quant.w8a8 import W8A8Linear, quantize_linear
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

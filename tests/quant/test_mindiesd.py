@@ -17,12 +17,12 @@ from pathlib import Path
 import pytest
 import torch
 from quant.outside import python_with, run_client
-from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, quantize, toy_call
 from safetensors.torch import load_file, save_file
 
 from runner.quant import export
 from runner.quant.layers import select
-from runner.quant.w8a8 import apply, quantize
+from runner.quant.swap import apply
 
 pytestmark = pytest.mark.slow
 

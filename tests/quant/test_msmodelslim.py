@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 from quant.outside import python_with, run_client
-from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, quantize, toy_call
 from safetensors.torch import save_file
 from torch import Tensor
 
 from runner.quant import export
 from runner.quant.layers import select
-from runner.quant.linear import W8A8Linear
 from runner.quant.observers import observe
-from runner.quant.w8a8 import quantize, quantize_linear
+from runner.quant.w8a8 import W8A8Linear, quantize_linear
 from runner.recording.statistics import BINS, LayerStatistics
 
 pytestmark = pytest.mark.slow
@@ -41,7 +40,8 @@ def both(folder: Path, dtype: torch.dtype) -> tuple[ToyDiT, dict[str, dict[str, 
     for key, tensor in ours.items():
         assert (tensor.dtype, tensor.shape) == (theirs[key].dtype, theirs[key].shape), key
         assert description[key] != "FLOAT" or torch.equal(tensor, theirs[key]), key
-    return model, export.take_apart(ours, description)[0], export.take_apart(theirs, their_description)[0]
+    both = export.take_apart(ours, description)[0], export.take_apart(theirs, their_description)[0]
+    return model, *({name: dict(layer.parts) for name, layer in layers.items()} for layers in both)
 
 
 def test_float32_weights_and_scales_are_bit_equal(tmp_path: Path) -> None:

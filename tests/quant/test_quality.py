@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, quantize, toy_call
 from torch import nn
 
 from runner.quant import export
 from runner.quant.layers import select
-from runner.quant.linear import W8A8Linear
 from runner.quant.observers import Range
 from runner.quant.quality import snr_by_layer, weight_snr
-from runner.quant.w8a8 import apply, quantize
+from runner.quant.swap import apply
+from runner.quant.w8a8 import W8A8Linear
 
 CALLS = [toy_call(seed) for seed in range(3)]
 

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, toy_call
+from quant.toy_dit import KEEP_FLOAT, ToyDiT, input_ranges, quantize, toy_call
 from torch import nn
 
 from runner.quant import scheme
 from runner.quant.layers import select
-from runner.quant.linear import W8A8Linear
 from runner.quant.observers import Range
-from runner.quant.w8a8 import apply, quantize, quantize_linear
+from runner.quant.swap import apply
+from runner.quant.w8a8 import W8A8Linear, quantize_linear
 
 EPS = np.float32(2.0**-23)
 
@@ -256,6 +256,6 @@ def test_an_input_that_is_always_zero_still_gives_the_bias() -> None:
 
 
 def test_schemes_by_name() -> None:
-    assert scheme("w8a8").quantize is quantize
+    assert scheme("w8a8").quantize_linear is quantize_linear
     with pytest.raises(ValueError, match="quant.scheme=w4a4: there is no such scheme yet; there is w8a8"):
         scheme("w4a4")

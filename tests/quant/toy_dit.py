@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from runner.quant import swap
 from runner.quant.observers import Range
 
 KEEP_FLOAT = ("*net.2*", "*adaln_single*", "proj_out")
@@ -88,3 +89,10 @@ def input_ranges(model: nn.Module, calls: list[dict[str, Tensor]]) -> dict[str, 
         hook.remove()
     every = {name: torch.cat(parts) for name, parts in seen.items()}
     return {name: Range(float(x.min()), float(x.max())) for name, x in every.items()}
+
+
+def quantize(
+    model: nn.Module, ranges: Mapping[str, Range], layers: Iterable[str]
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The export of a model with these layers in W8A8."""
+    return swap.quantize(model, "w8a8", dict.fromkeys(layers, "w8a8"), ranges)

@@ -12,7 +12,9 @@ from typing import Any
 
 from runner.cache import exhaustive
 from runner.cache import policy as search
+from runner.cache import rules as cache
 from runner.model import checkpoints
+from runner.quant import rules as quant
 from runner.sampler import probes
 
 Config = Mapping[str, Any]
@@ -87,8 +89,15 @@ def to_search_schedule(config: Config) -> int:
     return one * (probes.evaluations(config["recording"]["steps"], prompts) + tried)
 
 
+def records_calls(config: Config) -> bool:
+    """Whether dump records calls of the transformer: for calibration, and to search a cache."""
+    return quant.calibrates(config["quant"]) or cache.searches(config["cache"])
+
+
 def to_measure_layers(config: Config) -> int:
     """Of quantize: the float model, on some recorded calls of each prompt. Of a file of the user's own, at most all."""
+    if not quant.calibrates(config["quant"]):
+        return 0  # the error of the weights needs none
     if config["dump"]["from"] is not None:
         return to_replay(config)
     calls = forwards(config)
@@ -97,7 +106,7 @@ def to_measure_layers(config: Config) -> int:
 
 def to_measure_samples(config: Config) -> int:
     """Of sample beside its generations: one under the profiler, and the steps of both models that are timed in turn."""
-    if config["quant"]["scheme"] == "none":
+    if config["quant"]["scheme"] == "none" or not records_calls(config):
         return 0
     timing = config["timing"]
     return 1 + (2 * (timing["warmup"] + timing["repeats"]) if timing["repeats"] else 0)

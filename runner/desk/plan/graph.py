@@ -67,11 +67,17 @@ def plan(config: Config, store: Store, fingerprints: Fingerprints) -> list[Plann
             continue
         sets = {key: value(config, source) for key, source in stage.sets.items()}
         seen = with_values(config, sets)
-        builds_on = tuple(name for name in stage.builds_on if planned[name].action != "skip")
+        builds_on = tuple(
+            name for name in stage.builds_on if planned[name].action != "skip" and stage.counts(seen, name)
+        )
         lineage = {
             "stage": does,
             "version": stage.version,
-            "fields": {key: _field(seen, key, fingerprints) for key in stage.fields if _counts(seen, key)},
+            "fields": {
+                key: _field(seen, key, fingerprints)
+                for key in stage.fields
+                if _counts(seen, key) and stage.counts(seen, key)
+            },
             "prompts": stage.prompts(config),
             "builds_on": {name: planned[name].key for name in builds_on},
             **inputs,

@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from runner.cache import rules
+from runner.cache import rules as cache
 from runner.desk.plan.forwards import (
     TRAJECTORIES,
+    records_calls,
     shared,
     to_measure_layers,
     to_measure_samples,
@@ -19,6 +20,7 @@ from runner.desk.plan.forwards import (
     to_warm_up,
     uncertain,
 )
+from runner.quant import rules as quant
 
 # Keys that can change no result: names, places (weights and prompts count by their content), and what is measured
 # beside the results. A test holds that every key of the schema is either here or in some stage's `fields`.
@@ -68,6 +70,8 @@ class Stage:
     clips: Callable[[Config], int] = lambda config: 0  # batches of clips that it generates
     beside: Callable[[Config], int] = lambda config: 0  # forwards of the transformer that generate no clip
     at_most: Callable[[Config], bool] = lambda config: False  # whether these are a bound, because the stage decides
+    # Whether a key of `fields`, or a stage of `builds_on`, has a part in its results in this configuration.
+    counts: Callable[[Config, str], bool] = lambda config, what: True
     timed: bool = False  # whether it decides by what was measured, so that another machine's artifact is another
 
 
@@ -75,18 +79,22 @@ def _quantizes(config: Config) -> bool:
     return config["quant"]["scheme"] != "none"
 
 
+def _calibrates(config: Config) -> bool:
+    return quant.calibrates(config["quant"])
+
+
 def _searches_schedule(config: Config) -> bool:
     return config["sampler"]["search"] is not None
 
 
 def searches_cache(config: Config) -> bool:
-    return rules.searches(config["cache"])
+    return cache.searches(config["cache"])
 
 
 def _dumped_prompts(config: Config) -> dict[str, list[str]]:
     """The prompts that dump runs, by what for: recorded for calibration, references to compare with."""
     prompts, found = config["prompts"], {}
-    if (_quantizes(config) or searches_cache(config)) and config["dump"]["from"] is None:
+    if records_calls(config) and config["dump"]["from"] is None:
         found["calibration"] = prompts["calibration"]
     if searches_cache(config):
         found["verification"] = prompts["verification"]
@@ -122,7 +130,7 @@ DUMP = Stage(
     writes="float videos, recorded calls and steps, input statistics",
     fields=(*GENERATION, "recording.lags", "dump.from", "dump.format"),
     builds_on=("search-schedule",),
-    wanted=lambda config: bool(_dumped_prompts(config)) or _quantizes(config),
+    wanted=lambda config: bool(_dumped_prompts(config)) or _calibrates(config),
     prompts=_dumped_prompts,
     clips=lambda config: _clips(_dumped_prompts(config), config["model"]["batch_size"]),
     beside=to_replay,
@@ -156,15 +164,17 @@ STAGES = (
         "calibrate",
         version=1,
         writes="input ranges of the linears",
-        fields=("quant.observer", "quant.percentile", "quant.include", "quant.exclude"),
+        fields=("quant.observer", "quant.percentile", "quant.include", "quant.exclude", "quant.scheme"),
+        counts=lambda config, what: quant.counts_in_calibrate(config["quant"], what),
         builds_on=("dump",),
-        wanted=_quantizes,
+        wanted=_calibrates,
     ),
     Stage(
         "quantize",
         version=2,
         writes="int8 weights, their description, error by layer",
-        fields=("quant.scheme",),
+        fields=("quant.scheme", "quant.include", "quant.exclude", *quant.parameters()),
+        counts=lambda config, what: quant.counts_in_quantize(config["quant"], what),
         builds_on=("dump", "calibrate"),
         wanted=_quantizes,
         beside=to_measure_layers,

@@ -14,7 +14,7 @@ from runner.generation.generate import generate
 from runner.hardware import open_device
 from runner.model import blocks, load_transformer, skeleton
 from runner.quant import export
-from runner.quant.linear import W8A8Linear
+from runner.quant.w8a8 import W8A8Linear
 from runner.recording.recording import Recording
 from runner.sampler.methods import FOLLOWING
 
