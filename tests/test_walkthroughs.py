@@ -64,7 +64,9 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
     tree = Tree(tmp_path_factory.mktemp("tree"))
     # a scheme
     tree.write("runner/quant/w8a16.py", tree.read("runner/quant/w8a8.py"))
-    tree.edit("runner/quant/__init__.py", "SCHEMES = {", 'SCHEMES = {"w8a16": "runner.quant.w8a16", ')
+    entry = '    "w8a16": Scheme("runner.quant.w8a16", tag="W8A16", need="range"),\n'
+    start = "SCHEMES: dict[str, Scheme] = {\n"
+    tree.edit("runner/quant/rules.py", start, start + entry)
     tree.edit("runner/config/schema.py", '"quant.scheme": ("none",', '"quant.scheme": ("none", "w8a16",')
     tree.write("conf/quant/w8a16.yaml", tree.read("conf/quant/w8a8.yaml").replace("w8a8", "w8a16"))
     # a model
@@ -111,4 +113,4 @@ def test_all_three_run_and_are_reused(tree):
     first, second = sorted(file.parent for file in (tree.root / "outputs").glob("*/*/run.json"))
     assert (first / "measure/measure.json").read_text() == "1"
     assert json.loads((second / "run.json").read_text())["config"]["quant"]["scheme"] == "w8a16"
-    assert (first / "quantize/quant_model_weight_w8a8.safetensors").is_file()
+    assert (first / "quantize/quant_model_weight_w8a16.safetensors").is_file()
