@@ -15,7 +15,7 @@ from runner.sampler import schedules
 def config(tiny_checkpoint):
     root = tiny_checkpoint.parent
     model = {
-        **{"name": "osp12", "checkpoint": str(tiny_checkpoint), "vae": str(root / "vae"), "dtype": "bf16"},
+        **{"name": "osp12", "checkpoint": str(tiny_checkpoint), "vae": str(root / "vae"), "dtype": "fp32"},
         **{"text_encoder": str(root / "text_encoder"), "num_frames": 9, "height": 32, "width": 48, "template": "{}"},
         **{"negative_prompt": "", "max_sequence_length": 48, "clean_caption": True},
     }
@@ -49,7 +49,7 @@ def test_its_own_timesteps_in_a_file_change_no_bit(pipeline, config, tmp_path):
 
 def test_a_path_over_its_own_nodes_is_the_reference_s_run(pipeline, config):
     plain, path = latents(pipeline, config).float(), latents(pipeline, config, noise="path").float()
-    assert float((plain - path).norm() / plain.norm()) < 0.05  # bfloat16 rounds the two differently
+    assert float((plain - path).norm() / plain.norm()) < 0.05  # rounded differently
     other = latents(pipeline, config, seeds=(6,)).float()
     assert float((plain - other).norm() / plain.norm()) > 0.5
     assert torch.equal(latents(pipeline, config).float(), plain)

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 from safetensors.torch import load_file
 from support.finished import run
 
+from runner.hardware.casting import DTYPES
+from runner.hardware.compute import decide
 from runner.recording.recording import Recording
 
 # What readers of the GCU port's report find there.
@@ -62,7 +63,7 @@ def test_the_recording_is_the_generation(quantized: Path) -> None:
     assert [float(call["timestep"][0]) for call in calls] == pytest.approx(
         [s.timestep for s in recording.trajectory(part)]
     )
-    assert calls[0]["y"].dtype == torch.bfloat16 and calls[0]["fps"].tolist() == [8]
+    assert calls[0]["y"].dtype == DTYPES[decide("auto", "cpu", "bf16").dtype] and calls[0]["fps"].tolist() == [8]
 
 
 def test_the_first_frame_is_kept_through_the_run(tiny_opensora12: Path, outputs: Path, tmp_path: Path) -> None:
