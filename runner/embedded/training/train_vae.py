@@ -160,7 +160,8 @@ def autoencode(
     """
     for group in optimizer.param_groups:
         group["lr"] = rate
-    with autocast(pictures.device):
+    # On a CPU with AMX the gradients of small convolutions in bfloat16 come out as NaN (torch 2.13).
+    with torch.autocast(pictures.device.type, torch.bfloat16, enabled=pictures.device.type == "cuda"):
         latents = encode(pictures).latent_dist
         sampled = latents.mean + latents.std * torch.randn(latents.mean.shape, generator=noise).to(pictures.device)
         output = decode(sampled)
