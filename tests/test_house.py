@@ -37,6 +37,8 @@ LAYERS = (
     ("model",),
     ("sampler",),  # solvers and schedules are parts of a pipeline; their searches are arithmetic on what was recorded
     ("hardware",),
+    ("technique",),  # which techniques there are, and what each is asked
+    ("page",),  # what a page is made of: techniques' rows and the desk's report use it
     ("store",),  # what both halves share lies under both
     ("config",),
     ("",),  # runner itself
@@ -48,7 +50,7 @@ DESK_ALSO = (
     *("model", "model.checkpoints", "model.headers", "model.object_file", "model.shapes"),
     "hardware.compute",
 )
-TECHNIQUES = ("quant", "attention", "cache", "sampler", "parallel")
+TECHNIQUES = ("quant", "attention", "cache", "sampler", "parallel")  # those that may come, too
 # Who starts the processes of a run and shares its model among them. Models and stages know nothing of it.
 PARALLEL_FROM = ("bench", "worker", "parallel")
 # Runner itself lies under all; asked for one of these names, and only then, it opens the rooms that they are in.
@@ -56,7 +58,7 @@ LAZY_NAMES = {"": ("notebook.runs", "config.faults", "desk.run.launch")}
 HYDRA = ("hydra", "omegaconf")
 HYDRA_FROM = ("__main__", "desk", "config")
 HEAVY = ("torch", "diffusers", "transformers", "numpy")
-WITHOUT_TORCH = ("desk", "config", "store")
+WITHOUT_TORCH = ("desk", "config", "store", "page", "technique")
 # An import for a type's sake alone (under TYPE_CHECKING) may point up where it says so.
 MARK = "# points up: a type alone"
 
@@ -165,7 +167,7 @@ def _desk(one: Import) -> Iterator[str]:
     if (
         not within(one.by, ("desk", "__main__", "notebook"))
         or one.typed
-        or within(one.of, ("desk", "config", "store", "__main__"))
+        or within(one.of, (*WITHOUT_TORCH, "__main__"))
     ):
         return
     room, _, name = one.of.partition(".")

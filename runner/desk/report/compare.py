@@ -14,8 +14,10 @@ from typing import Any
 
 from runner.config.faults import spell
 from runner.config.precedence import leaves
-from runner.desk.report.figures import FIGURES, Figure
-from runner.desk.report.read import Run, read_run
+from runner.desk.report.figures import FIGURES
+from runner.desk.report.read import read_run
+from runner.page.pieces import Figure
+from runner.page.run import Run
 
 SWEEP = "sweep.json"  # in a sweep's folder: its command, and its jobs' folders in order
 

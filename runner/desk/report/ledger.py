@@ -3,35 +3,15 @@
 Only what was measured is claimed, and what cannot be compared fairly gets no ratio.
 """
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from runner import technique
 from runner.config import wording
-from runner.desk.report.read import Clip, Layer, Run
-from runner.desk.report.values import number, pick
-
-WORST_LAYERS = 12
-
-
-@dataclass(frozen=True)
-class Value:
-    """A figure and what stands small below it: a spread, a percentile."""
-
-    text: str
-    note: str = ""
-
-
-@dataclass(frozen=True)
-class Row:
-    """A line of the ledger: a quantity, its value in float and in the other arm, and what changed."""
-
-    label: str
-    note: str
-    reference: Value
-    result: Value
-    change: Value
+from runner.page.pieces import BLANK, NOTHING, Row, Value, bounds, limits, of_changed, of_reference, timing
+from runner.page.run import Clip, Run
+from runner.page.values import number, pick
 
 
 @dataclass(frozen=True)
@@ -40,10 +20,6 @@ class Group:
 
     title: str
     rows: Sequence[Row]
-
-
-NOTHING = Value(wording.UNKNOWN)
-BLANK = Value("")  # where a value would have no meaning, not where it is missing
 
 
 def verdict(run: Run) -> str:
@@ -59,31 +35,24 @@ def verdict(run: Run) -> str:
     if run.arm is None:
         clips = f"{len(run.clips)} clip{'' if len(run.clips) == 1 else 's'}"
         return f"A float run: {clips} from the model as it is, nothing quantized."
-    parts = [part for part in (_steps_part(run), _speed_part(run), _quality_part(run)) if part]
-    return "; ".join(parts) + "." if parts else f"Done: {run.arm}. Nothing was compared with float."
-
-
-def _steps_part(run: Run) -> str:
-    steps, recorded = number(run.config, "sampler", "num_sampling_steps"), number(run.config, "recording", "steps")
-    if not run.schedule or steps is None or recorded is None:
-        return ""
-    return f"{steps:.0f} steps in place of {recorded:.0f}"
+    # How long a step takes is said where the first technique stands that changes it.
+    each = [rows for _, rows in technique.rows()]
+    first = next((place for place, rows in enumerate(each) if rows.changes_call), len(each))
+    claims = [rows.claim(run) for rows in each]
+    said = "; ".join(filter(None, (*claims[:first], _speed_part(run), *claims[first:], _quality_part(run))))
+    return f"{said[0].upper()}{said[1:]}." if said else f"Done: {run.arm}. Nothing was compared with float."
 
 
 def _speed_part(run: Run) -> str:
-    reuse = number(run.measured, "cache", "speedup")
-    loop = f"{'R' if run.scheme is None else 'r'}euse makes the denoising loop {wording.times(reuse)} as fast"
     ratio = number(run.measured, "step_seconds", "ratio")
-    if ratio is None:
-        return "" if reuse is None else loop
-    also = "" if reuse is None else f" and {loop}"
-    low, high = _bounds(run.measured["step_seconds"]["ratio"]) or (ratio, ratio)
-    model = run.scheme
+    if ratio is None or run.changes is None:
+        return ""
+    low, high = bounds(run.measured["step_seconds"]["ratio"]) or (ratio, ratio)
     if low <= 1 <= high:
-        return f"A {model} step takes about as long as a float one{also}"
+        return f"a {run.changes} step takes about as long as a float one"
     if ratio > 1:
-        return f"A {model} step is {wording.times(ratio)} as fast as a float one{also}"
-    return f"A {model} step takes {wording.times(1 / ratio)} as long as a float one{also}"
+        return f"a {run.changes} step is {wording.times(ratio)} as fast as a float one"
+    return f"a {run.changes} step takes {wording.times(1 / ratio)} as long as a float one"
 
 
 def _quality_part(run: Run) -> str:
@@ -98,72 +67,38 @@ def _quality_part(run: Run) -> str:
 
 def highlights(run: Run) -> Iterator[tuple[str, Value]]:
     """The few figures at the head of the page: (what, value)."""
-    if (int8 := number(run.ledger, "int8_share")) is not None:
-        yield "of linear FLOPs in int8", Value(wording.share(int8))
     if (ratio := number(run.measured, "step_seconds", "ratio")) is not None:
-        yield "speed of a step, float = 1", Value(wording.times(ratio), _limits(run.measured["step_seconds"]["ratio"]))
-    if (reuse := number(run.measured, "cache", "speedup")) is not None:
-        yield "speed of the loop, all computed = 1", Value(wording.times(reuse), _limits(run.measured["cache"]))
+        yield "speed of a step, float = 1", Value(wording.times(ratio), limits(run.measured["step_seconds"]["ratio"]))
+    for _, rows in technique.rows():
+        yield from rows.highlights(run)
     if run.arm is not None and "psnr_db" in run.summary:
         yield "median PSNR to float", Value(_psnr(run.summary["psnr_db"], "median"))
     judge = run.summary.get("judge")
     if run.arm is not None and number(judge, "difference") is not None:
         yield "judge, points to float", Value(wording.points(number(judge, "difference")), _interval(judge))
-    if run.float_bytes and run.export_bytes:
-        yield "size of the weights, float = 1", Value(wording.times(run.export_bytes / run.float_bytes))
 
 
 def ledger(run: Run) -> Iterator[Group]:
     """What was predicted beside what was measured, for every configuration the same rows in the same order."""
-    yield Group("Predicted: arithmetic and size", list(_predicted(run)))
+    yield Group("Predicted: arithmetic and size", [row for _, rows in technique.rows() for row in rows.predicted(run)])
     yield Group("Measured: speed and memory", list(_measured(run)))
     yield Group("Measured: quality", list(_quality(run)))
-
-
-def _predicted(run: Run) -> Iterator[Row]:
-    if (int8 := number(run.ledger, "int8_flops")) is not None:
-        matmuls = number(run.ledger, "int8_matmuls")
-        note = f"{wording.count(matmuls)} int8 matrix products" if matmuls is not None else ""
-        total = Value(wording.flops(number(run.ledger, "linear_flops")), "none in int8")
-        done = Value(f"{wording.flops(int8)} in int8", note)
-        share = Value(wording.share(number(run.ledger, "int8_share")))
-        yield Row("FLOPs of linear layers", "one call of the transformer", total, done, share)
-    if left := computed_share(run):
-        whole = Value(wording.share(1.0), f"{wording.count(number(run.cache, 'blocks'))} blocks a step")
-        change = Value(f"{wording.times(1 / left)} as fast", "if blocks were all")
-        yield Row("Blocks computed", "over all steps", whole, Value(wording.share(left)), change)
-    if run.float_bytes and run.export_bytes:
-        before, after = Value(wording.size(run.float_bytes)), Value(wording.size(run.export_bytes))
-        change = Value(wording.times(run.export_bytes / run.float_bytes))
-        yield Row("Transformer weights", "on disk", before, after, change)
-
-
-def computed_share(run: Run) -> float | None:
-    """The share of all blocks in all steps that the cache leaves to compute; None without one."""
-    ranges, blocks = run.cache.get("ranges"), number(run.cache, "blocks")
-    if not isinstance(ranges, list) or not ranges or not blocks:
-        return None
-    skipped = sum(reused[1] - reused[0] for reused in ranges if reused)
-    return 1 - skipped / (len(ranges) * blocks)
 
 
 def _measured(run: Run) -> Iterator[Row]:
     """Steps are timed in turn, so their ratio is measured; whole clips are not, so theirs is left to the reader."""
     generation, recorded = pick(run.measured, "generation"), pick(run.recorded, "generation")
-    if number(run.measured, "step_seconds", "float") is not None:
-        arms, ratio = run.measured["step_seconds"], pick(run.measured, "step_seconds", "ratio")
-        before, after = _timing(arms["float"]), _timing(arms.get("quantized"))
-        change = Value(f"{wording.times(number(ratio))} as fast", _limits(ratio)) if number(ratio) else NOTHING
+    arms = run.measured.get("step_seconds")
+    if (reference := of_reference(arms)) is not None:
+        ratio = pick(arms, "ratio")
+        before, after = timing(reference), timing(of_changed(arms))
+        change = Value(f"{wording.times(number(ratio))} as fast", limits(ratio)) if number(ratio) else NOTHING
         yield Row("Denoising step", "the two in turn", before, after, change)
     elif run.arm is None and number(generation, "step_seconds") is not None:
-        yield Row("Denoising step", "", _timing(pick(generation, "step_seconds")), BLANK, BLANK)
-    if (reuse := number(run.measured, "cache", "speedup")) is not None:
-        timed = run.measured["cache"]
-        before = Value(wording.seconds(number(timed, "full_seconds")), "a step that computes all")
-        after = Value(wording.seconds(number(timed, "reuse_seconds")), "a step that reuses")
-        note = f"medians of {wording.count(number(timed, 'steps_timed'))} of its steps"
-        yield Row("Denoising loop", note, before, after, Value(f"{wording.times(reuse)} as fast", _limits(timed)))
-    clip, memory = _timing(pick(generation, "clip_seconds")), number(run.measured, "peak_memory_bytes")
+        yield Row("Denoising step", "", timing(pick(generation, "step_seconds")), BLANK, BLANK)
+    for _, rows in technique.rows():
+        yield from rows.measured(run)
+    clip, memory = timing(pick(generation, "clip_seconds")), number(run.measured, "peak_memory_bytes")
     if run.arm is None:
         if number(generation, "clip_seconds") is not None:
             yield Row("Clip, end to end", "text to frames", clip, BLANK, BLANK)
@@ -171,7 +106,7 @@ def _measured(run: Run) -> Iterator[Row]:
             yield Row("Peak memory", "", Value(wording.size(memory)), BLANK, BLANK)
         return
     if number(generation, "clip_seconds") is not None:
-        before = Value(_timing(pick(recorded, "clip_seconds")).text, "while recording")
+        before = Value(timing(pick(recorded, "clip_seconds")).text, "while recording")
         yield Row("Clip, end to end", "text to frames", before, clip, BLANK)
     if memory is not None:
         before = Value(wording.size(number(run.recorded, "peak_memory_bytes")), "while recording")
@@ -215,26 +150,6 @@ def _distances(run: Run) -> Iterator[Row]:
             yield Row(label, about, reference, Value(wording.digits(median), note), BLANK)
 
 
-def _timing(spread: Any) -> Value:
-    low, high, n = (number(spread, key) for key in ("p25", "p75", "n"))
-    between = f"{wording.seconds(low)} to {wording.seconds(high)}" if low is not None and high is not None else ""
-    return Value(wording.seconds(number(spread)), ", ".join(filter(None, (between, f"n = {n:.0f}" if n else ""))))
-
-
-def _bounds(spread: Any) -> tuple[float, float] | None:
-    """An interval if there is one, else the quartiles."""
-    for ends in (("low", "high"), ("p25", "p75")):
-        low, high = (number(spread, end) for end in ends)
-        if low is not None and high is not None:
-            return low, high
-    return None
-
-
-def _limits(ratio: Any) -> str:
-    bounds = _bounds(ratio)
-    return f"{wording.times(bounds[0])} to {wording.times(bounds[1])}" if bounds else ""
-
-
 def _interval(score: Any, unit: float = 1) -> str:
     """The paired 95% interval in points; empty where one clip is all there is."""
     low, high = number(score, "low"), number(score, "high")
@@ -263,11 +178,3 @@ def clip_figures(run: Run, clip: Clip) -> list[tuple[str, str]]:
     if None not in scores:
         figures.append(("judge", " → ".join(f"{100 * (score or 0):.0f}" for score in scores)))
     return figures
-
-
-def worst_layers(run: Run) -> list[tuple[Layer, float]]:
-    """The quantized layers of lowest signal-to-noise ratio, each with its bar in percent of the best layer's."""
-    noisy = [(layer, layer.snr_db) for layer in run.layers if layer.snr_db is not None and math.isfinite(layer.snr_db)]
-    noisy.sort(key=lambda pair: pair[1])
-    longest = max([1.0, *(snr for _, snr in noisy)])
-    return [(layer, max(0.0, 100 * snr / longest)) for layer, snr in noisy[:WORST_LAYERS]]

@@ -14,17 +14,14 @@ from typing import Any
 
 from runner.config.faults import spell
 from runner.desk.report.compare import Comparison, Row, compare
-from runner.desk.report.figures import Figure
-from runner.desk.report.page import Section, render, write_page
-from runner.desk.report.plot import Axis, Point, scatter
+from runner.desk.report.page import render, write_page
 from runner.desk.report.run import video_box
+from runner.page.pieces import Figure, Section
+from runner.page.plot import Axis, Point, scatter
 
 EAGER = 24  # videos that play when the page opens; the others wait behind a click
 LONGEST = 48  # characters of a value in a table's cell
-# Figures of quality that a plot shows against cost, best first.
-TELLING = ("psnr_db", "latent_error", "ssim", "judge", "clip", "lpips")
 FLOAT = "float"  # begins what a reference is called
-COST = ("loop_speed", "speed", "step_seconds", "clip_seconds", "weights")
 
 
 @dataclass(frozen=True)
@@ -93,9 +90,8 @@ def table(comparison: Comparison, place: Path) -> Section:
 
 def plots(comparison: Comparison, place: Path) -> Section | None:
     """Quality against cost; and against the key that varies, where there is one and it is a number."""
-    figures = {figure.key: figure for figure in comparison.figures}
-    cost = next((figures[key] for key in COST if key in figures and _enough(comparison, figures[key])), None)
-    quality = [figures[key] for key in TELLING if key in figures and _enough(comparison, figures[key])]
+    cost = next(iter(_ranked(comparison, lambda figure: figure.cost)), None)
+    quality = _ranked(comparison, lambda figure: figure.quality)
     pairs = [(cost, figure) for figure in quality[:2]] if cost else []
     drawn = []
     for x, y in pairs:
@@ -167,6 +163,13 @@ def _called(row: Row) -> str:
 def _name(comparison: Comparison, row: Row) -> str:
     """What a run is called in a plot: by the key that tells the runs apart if it is one, else as in the table."""
     return cell(row.keys[comparison.keys[0]]) if len(comparison.keys) == 1 else row.label
+
+
+def _ranked(comparison: Comparison, rank: Callable[[Figure], int | None]) -> list[Figure]:
+    """The figures with a rank that a plot can show, the lowest rank first."""
+    ranked = [(place, figure) for figure in comparison.figures if (place := rank(figure)) is not None]
+    ranked.sort(key=lambda pair: pair[0])
+    return [figure for _, figure in ranked if _enough(comparison, figure)]
 
 
 def _enough(comparison: Comparison, figure: Figure) -> bool:

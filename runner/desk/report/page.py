@@ -1,8 +1,7 @@
 """Runs as HTML: a page is a header and a list of sections, each rendered from a template beside this file."""
 
 import os
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -11,20 +10,16 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from runner.config import wording
+from runner.page.pieces import Section
 
-
-@dataclass(frozen=True)
-class Section:
-    """A part of a page: a template, which is one <section>, and the values that it shows."""
-
-    template: str
-    values: Mapping[str, Any] = field(default_factory=dict)
+# Templates lie beside this file, and those of a technique in its own room, named from here.
+TEMPLATES = (Path(__file__).parent, Path(__file__).parents[2])
 
 
 def render(template: str, sections: Iterable[Section], **shared: Any) -> str:
     """A page: `template` extends page.html.jinja; `shared` is what its header and every section may refer to."""
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
+        loader=FileSystemLoader(TEMPLATES),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

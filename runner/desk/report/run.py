@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from runner import technique
 from runner.config import wording
-from runner.desk.report.cache import cache
-from runner.desk.report.files import Entry
-from runner.desk.report.ledger import clip_figures, highlights, ledger, verdict, worst_layers
-from runner.desk.report.page import Section, render, write_page
-from runner.desk.report.plot import Axis, Point, scatter
-from runner.desk.report.read import Run, read_run
-from runner.desk.report.values import number, pick
+from runner.desk.report.ledger import clip_figures, highlights, ledger, verdict
+from runner.desk.report.page import render, write_page
+from runner.desk.report.read import read_run
+from runner.page.files import Entry
+from runner.page.pieces import Section
+from runner.page.run import Run
+from runner.page.values import number, pick
 
 CLIPS_AT_ONCE = 12  # more of them wait behind a click, or a run of 300 prompts would load 600 videos
 TINY = 128  # pixels: clips up to this wide are shown magnified, pixel by pixel
@@ -26,70 +27,50 @@ def write(run_folder: str | Path) -> Path:
     Raises FileNotFoundError where there is no such folder.
     """
     run = read_run(Path(run_folder))
-    sections = filter(None, (section(run) for section in SECTIONS))
+    sections = [section for part in PARTS for section in part(run)]
     html = render("run.html.jinja", sections, run=run, verdict=verdict(run), highlights=list(highlights(run)))
     return write_page(run.folder / "report.html", html)
 
 
-def clips(run: Run) -> Section:
+def clips(run: Run) -> Iterator[Section]:
     """What dump and sample made to look at."""
     values = {"video": video_box(run), "clips_at_once": CLIPS_AT_ONCE, "clip_figures": clip_figures}
-    return Section("clips.html.jinja", values)
+    yield Section("clips.html.jinja", values)
 
 
-def cost(run: Run) -> Section | None:
+def cost(run: Run) -> Iterator[Section]:
     """What was predicted beside what was measured."""
     groups = [group for group in ledger(run) if group.rows]
     machine = list(flatten(pick(run.measured, "machine") or {}))
-    return Section("cost.html.jinja", {"ledger": groups, "machine": machine}) if groups else None
+    if groups:
+        yield Section("cost.html.jinja", {"ledger": groups, "machine": machine})
 
 
-def schedule(run: Run) -> Section | None:
-    """The timesteps that a search found, beside the solver's own, and how those that were tried came out."""
-    search = run.schedule
-    tried = [row for row in search.get("tried", []) if isinstance(row, dict)]
-    searched = next((row.get("timesteps") for row in tried if row.get("name") == search.get("chosen")), None)
-    if not searched or not search.get("uniform"):
-        return None
-    points = [Point("", n, t) for n, t in enumerate(searched, 1)]
-    axes = Axis("step", "{:.0f}".format), Axis("timestep", "{:.0f}".format)
-    svg = scatter(points, *axes, "schedule-plot", joined=True, under=list(enumerate(search["uniform"], 1)))
-    values = {
-        "steps": len(searched),
-        "recorded": len(pick(search, "recorded", "timesteps") or ()),
-        "prompts": number(search, "recorded", "prompts"),
-        "forwards": number(search, "forwards"),
-        "chosen": search["chosen"],
-        "tried": [(str(row.get("name")), number(row, "predicted"), number(row, "error")) for row in tried],
-    }
-    return Section("schedule.html.jinja", {"svg": svg, **values})
-
-
-def layers(run: Run) -> Section | None:
-    """What quantize did to each layer."""
-    kept = [layer for layer in run.layers if not layer.quantized]
-    return Section("layers.html.jinja", {"worst": worst_layers(run), "kept": kept}) if run.layers else None
-
-
-def stages(run: Run) -> Section:
+def stages(run: Run) -> Iterator[Section]:
     """The plan, and what became of it."""
-    return Section("stages.html.jinja")
+    yield Section("stages.html.jinja")
 
 
-def files(run: Run) -> Section:
+def files(run: Run) -> Iterator[Section]:
     """All that lies in the folder, and what to take away."""
-    return Section("files.html.jinja", {"exports": exports(run)})
+    yield Section("files.html.jinja", {"exports": exports(run)})
 
 
-def again(run: Run) -> Section:
+def again(run: Run) -> Iterator[Section]:
     """What it takes to make this run again."""
     values = {"settings": list(settings(run)), "provenance": list(origins(run)), "rerun": run.rerun}
     values["changed"] = sum(len(run.rerun.get(name) or ()) for name in ("differ", "missing", "added"))
-    return Section("again.html.jinja", {"command": shlex.join(run.command), **values})
+    yield Section("again.html.jinja", {"command": shlex.join(run.command), **values})
 
 
-# In the order of the page. A section that has nothing to show is None.
-SECTIONS: tuple[Callable[[Run], Section | None], ...] = (clips, cost, schedule, cache, layers, stages, files, again)
+def techniques(run: Run) -> Iterator[Section]:
+    """What each technique shows of itself."""
+    for _, rows in technique.rows():
+        yield from rows.sections(run)
+
+
+# In the order of the page. A part that has nothing to show yields nothing.
+PARTS: tuple[Callable[[Run], Iterator[Section]], ...] = (clips, cost, techniques, stages, files, again)
 
 
 def video_box(run: Run) -> dict[str, Any]:

@@ -294,7 +294,7 @@ def with_schedule(folder: Path) -> Path:
 def test_a_searched_schedule_stands_beside_the_solver_s_own(run_folder: Path) -> None:
     text = page_of(with_schedule(run_folder)).text
     for words in (
-        "3 steps in place of 6; A W8A8 step is 1.17× as fast as a float one; 31.4 dB median PSNR",
+        "3 steps in place of 6; a W8A8 step is 1.17× as fast as a float one; 31.4 dB median PSNR",
         "float and 3 steps + W8A8",
         "3 timesteps searched in 6 recorded ones, on 2 prompts, beside those that the solver takes by itself",
         "The search evaluated the model 159 times.",

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from desk.make_run import make_run, read_json, write_json
+from runner.cache.rows import in_words
 
 from runner.desk.report import write
-from runner.desk.report.cache import said
-from runner.desk.report.plot import heat
+from runner.page.plot import heat
 
 RECTANGLE = {"cache_step_start": 2, "cache_step_interval": 2, "cache_block_start": 1, "cache_num_blocks": 2}
 SEGMENTS = {"cache_num_steps": 8, "cache_segments": [{"step": 1, "reuses": 2, "block_start": 0, "num_blocks": 2}]}
@@ -51,7 +51,7 @@ def text_of(folder: Path) -> str:
 def test_the_page_says_what_is_reused_and_how_it_was_found(cached: Path) -> None:
     text = text_of(cached)
     for words in (
-        "A W8A8 step is 1.17× as fast as a float one and reuse makes the denoising loop 1.33× as fast",
+        "A W8A8 step is 1.17× as fast as a float one; reuse makes the denoising loop 1.33× as fast",
         "speed of the loop, all computed = 1 1.31× to 1.36× 1.33×",
         "A speed-up of 1.3 it is. The search called the model 150 times, as 5.00 generations do",
         "blocks 1 to 2, from step 2, all computed every 2 1.31× 1.29× 1.27× to 1.31× 0.0500 0.0600",
@@ -78,8 +78,8 @@ def test_a_page_without_a_search_shows_the_mask_alone(cached: Path) -> None:
 
 
 def test_configurations_in_words() -> None:
-    assert said(RECTANGLE | {"cache_num_blocks": 1}).startswith("block 1,")
-    assert said(RECTANGLE | {"cache_num_blocks": 0}).startswith("no block,") and said({}) == "–"
+    assert in_words(RECTANGLE | {"cache_num_blocks": 1}).startswith("block 1,")
+    assert in_words(RECTANGLE | {"cache_num_blocks": 0}).startswith("no block,") and in_words({}) == "–"
 
 
 def test_a_heat_map_joins_equal_neighbors() -> None:

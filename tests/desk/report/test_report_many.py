@@ -16,7 +16,7 @@ from runner.__main__ import door
 from runner.config import wording
 from runner.desk.report.compare import compare, members
 from runner.desk.report.many import write_many
-from runner.desk.report.plot import Axis, Point, scatter, ticks
+from runner.page.plot import Axis, Point, scatter, ticks
 
 
 @pytest.fixture(scope="module")
