@@ -39,7 +39,7 @@ class Reuse:
     def __enter__(self) -> Reuse:
         for index, block in enumerate(self._blocks):
             self._before.append(vars(block).get("forward"))
-            block.forward = self._forward(index, block.forward)  # type: ignore[method-assign]
+            block.forward = self._forward(index, block.forward)
         return self
 
     def __exit__(self, *_: Any) -> None:

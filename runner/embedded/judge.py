@@ -6,6 +6,8 @@ blob through the frames and tells the shape by the symmetry of its outline. With
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,7 +24,7 @@ OVERLAP = 0.6  # least overlap (intersection over union) with the ideal shape
 UNIT = {shape: float(coverage(shape, [32.0], [32.0], [16.0]).sum()) / 256 for shape in SHAPES}  # area at radius 1
 
 
-def _directions() -> NDArray:
+def _directions() -> NDArray[Any]:
     chroma = np.array([RGB[name] for name in COLORS])
     chroma -= chroma.mean(1, keepdims=True)
     return chroma / np.linalg.norm(chroma, axis=1, keepdims=True)
@@ -31,7 +33,7 @@ def _directions() -> NDArray:
 HUES = _directions()
 
 
-def _slope(values: NDArray) -> tuple[float, float]:
+def _slope(values: NDArray[Any]) -> tuple[float, float]:
     """Change over the whole clip of a line fitted to `values` [T], and the fit's root mean square residual."""
     time = np.linspace(-0.5, 0.5, len(values))
     rate = float(time @ values / (time @ time))
@@ -82,7 +84,7 @@ def judge(frames: NDArray[np.uint8]) -> Attributes:
     return Attributes(shape, color, _place(x[0] - SIZE / 2, y[0] - SIZE / 2, np.sqrt(area[0] / UNIT[shape])))
 
 
-def _shape(alpha: NDArray, x: NDArray, y: NDArray, area: NDArray) -> str:
+def _shape(alpha: NDArray[Any], x: NDArray[Any], y: NDArray[Any], area: NDArray[Any]) -> str:
     """The shape by the three- and fourfold harmonics of its mass around its center, [-1, 1], which survive blur: a
     triangle points up, a cross reaches along the axes, a square along the diagonals, a circle nowhere."""
     grid = np.arange(SIZE, dtype=np.float32) + 0.5
@@ -96,7 +98,7 @@ def _shape(alpha: NDArray, x: NDArray, y: NDArray, area: NDArray) -> str:
     return "cross" if four > FOURFOLD else "square" if four < -FOURFOLD else "circle"
 
 
-def _motion(dx: float, dy: float, radius: NDArray) -> str:
+def _motion(dx: float, dy: float, radius: NDArray[Any]) -> str:
     far, near = (dx, dy) if abs(dx) > abs(dy) else (dy, dx)
     growth = (radius.mean() + _slope(radius)[0] / 2) / max(radius.mean() - _slope(radius)[0] / 2, 1e-3)
     grows, moves = growth > GROWTH, abs(far) > SHIFT

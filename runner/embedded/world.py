@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -61,7 +61,7 @@ def combinations(split: str = "all", motions: tuple[str, ...] = MOTIONS) -> list
     One motion of six is unseen for every (shape, color), and at most one shape for every (color, motion).
     """
     found = []
-    for (s, shape), (c, color), (m, motion) in product(*map(enumerate, (SHAPES, COLORS, motions))):  # type: ignore[arg-type]
+    for (s, shape), (c, color), (m, motion) in product(*map(enumerate, (SHAPES, COLORS, motions))):
         if split == "all" or ((m - c) % 6 == s) == (split == "unseen"):
             found.append(Attributes(shape, color, motion))
     return found
@@ -114,7 +114,7 @@ def scene(attributes: Attributes, rng: np.random.Generator) -> Scene:
     return Scene(attributes, start, end, radius, light, shade)  # type: ignore[arg-type]
 
 
-def distance(shape: str, x: NDArray, y: NDArray, radius: NDArray) -> NDArray:
+def distance(shape: str, x: NDArray[Any], y: NDArray[Any], radius: NDArray[Any]) -> NDArray[Any]:
     """Signed distance (negative inside, pixels) to a shape about its center of mass; y points down, all broadcast."""
     if shape == "circle":
         return np.hypot(x, y) - radius
@@ -129,7 +129,7 @@ def distance(shape: str, x: NDArray, y: NDArray, radius: NDArray) -> NDArray:
     raise ValueError(f"unknown shape {shape!r}; the world has {', '.join(SHAPES)}")
 
 
-def coverage(shape: str, x: ArrayLike, y: ArrayLike, radius: ArrayLike) -> NDArray:
+def coverage(shape: str, x: ArrayLike, y: ArrayLike, radius: ArrayLike) -> NDArray[Any]:
     """The share of each pixel that the shape covers, float32 [T, SIZE, SIZE]; `x`, `y`, `radius` are [T]."""
     grid = np.arange(SIZE, dtype=np.float32) + 0.5
     left, top, size = (np.asarray(v, np.float32)[:, None, None] for v in (x, y, radius))

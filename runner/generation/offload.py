@@ -37,7 +37,7 @@ class Offload(ModelHook):
         """Have all parts brought from now on, also those that the pipeline did not have before. None is moved yet."""
         for part in parts(self._pipeline).values():
             if getattr(part, "_hf_hook", None) is not self:
-                part._hf_hook = self  # type: ignore[assignment]  # a plain attribute
+                part._hf_hook = self  # a plain attribute
                 part.register_forward_pre_hook(self.pre_forward)
 
     def pre_forward(self, module: nn.Module, *args: Any, **_: Any) -> None:

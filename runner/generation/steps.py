@@ -79,7 +79,7 @@ class Steps:
         ]
         return self
 
-    def _enter_call(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _enter_call(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = named(self.transformer, args, kwargs, self._names)
         self._seen.append((self.position, given.get("timestep", given.get("timesteps"))))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 PLAIN = (bool, int, float, str, type(None))
 
 
-def named(module: nn.Module, args: tuple, kwargs: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
+def named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
     """The arguments of a call by name; `names` are those of the module's forward, in order."""
     if len(args) > len(names):
         raise TypeError(f"{type(module).__name__} was called with {len(args)} arguments, and takes {len(names)}")

@@ -19,7 +19,7 @@ class Streams:
         self._form: dict[int, tuple[bool, list[bool]]] = {}  # by block: whether it returns a tuple, and which are None
         self._last: tuple[int, list[Any]] = (-1, [])
 
-    def given(self, block: int, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def given(self, block: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         """The arguments of a call by name."""
         return {**dict(zip(self._parameters[block], args, strict=False)), **kwargs}
 

@@ -58,7 +58,7 @@ class Boundaries:
         self._hooks.append(self._transformer.register_forward_hook(self._answered))
         return self
 
-    def _answered(self, _: Any, args: tuple, returned: Any) -> None:
+    def _answered(self, _: Any, args: tuple[Any, ...], returned: Any) -> None:
         self._outputs.append(returned[0])
 
     def __exit__(self, *_: Any) -> None:
@@ -68,7 +68,7 @@ class Boundaries:
     def _hook(self, index: int) -> Any:
         last = len(self._blocks) - 1
 
-        def hook(_: Any, args: tuple, kwargs: dict[str, Any], returned: Any) -> None:
+        def hook(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any], returned: Any) -> None:
             if not self._streams.complete(last):
                 given = self._streams.given(index, args, kwargs)
                 self._streams.entered(index, given)

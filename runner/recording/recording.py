@@ -49,7 +49,7 @@ class Calls:
         self._hook = self.transformer.register_forward_pre_hook(self._record, with_kwargs=True)
         return self
 
-    def _record(self, _: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _record(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = named(self.transformer, args, kwargs, self._names)
         tensors, outline = flatten({name: value for name, value in given.items() if name != "return_dict"})
         call = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}

@@ -118,7 +118,7 @@ class LinearStatistics:
         self.steps = steps
         self.source: dict[str, str] = {}
         self._linears = {name: m for name, m in module.named_modules() if isinstance(m, nn.Linear)}
-        self._seen: dict[int, tuple[weakref.ref, str]] = {}
+        self._seen: dict[int, tuple[weakref.ref[Tensor], str]] = {}
         self._aside: dict[tuple[torch.Size, torch.dtype], list[tuple[str, Tensor]]] = {}
         self._rows: dict[str, dict[int, list[Tensor]]] = {}  # by linear and step, the values of FIELDS
         self._position = self._call = 0
@@ -132,7 +132,7 @@ class LinearStatistics:
             hook.remove()
 
     def _hook(self, name: str) -> Any:
-        def observe(_: nn.Module, args: tuple) -> None:
+        def observe(_: nn.Module, args: tuple[Any, ...]) -> None:
             if self.steps.position != self._position:
                 self._close_step()
             elif self.steps.call != self._call:  # the other branch of guidance counts, also where it gets the same

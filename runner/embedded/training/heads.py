@@ -34,7 +34,7 @@ class Head(nn.Linear):
         block.register_forward_hook(self._keep)
         self._tokens: Tensor | None = None
 
-    def _keep(self, block: nn.Module, arguments: tuple, output: Any) -> None:
+    def _keep(self, block: nn.Module, arguments: tuple[Any, ...], output: Any) -> None:
         tokens = output[-1] if isinstance(output, tuple) else output  # of two streams the picture's is the last
         self._tokens = tokens if self.training else None
 

@@ -82,7 +82,7 @@ class OSP12Transformer(PretrainedModel):
         self.norm_out = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.randn(2, dim) / dim**0.5)
         self.proj_out = nn.Linear(dim, patch_size**2 * self.out_channels)
-        self._rotary: tuple[tuple, Rotary] | None = None
+        self._rotary: tuple[tuple[Any, ...], Rotary] | None = None
 
     def forward(
         self,

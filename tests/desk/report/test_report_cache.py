@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from desk.make_run import make_run, read_json, write_json
-from runner.cache.rows import in_words
 
+from runner.cache.rows import in_words
 from runner.desk.report import write
 from runner.page.plot import heat
 
